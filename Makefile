@@ -1,0 +1,62 @@
+# Two commands do everything on a fresh machine:
+#   make serve            environment, install, server on port 8081 with the demo model
+#   make test             environment, install, all tests
+# Options: PORT=9000  MODEL=folder-or-hub-id  CONFIG=configs/cpu.toml  ARGS="--n-ctx 4096"
+#          PYTHON=python3.12  CONSTRAINTS=constraints-gpu.txt  TORCH_INDEX=<URL of another PyTorch wheel index>
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints-cpu.txt
+TORCH_INDEX ?=
+MODEL ?=
+PORT ?=
+CONFIG ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) \
+       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: serve test lint bench clean help
+
+help:
+	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "bitnet-serve needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "The venv module is missing. On Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+
+# torch goes first and alone: what follows then finds it there and asks for no other build of it.
+$(VENV)/.serve: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing bitnet-serve into $(VENV) (the first time takes a minute or two) ..."
+	@$(PIP) torch
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.serve
+	@echo "Installing the test tools into $(VENV) ..."
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+serve: $(VENV)/.serve
+	@exec $(BIN)/bitnet serve $(MODEL) $(if $(PORT),--port $(PORT)) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+
+test:
+	@PYTHON='$(PYTHON)' MAKE='$(MAKE)' bash tests/run.sh
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks.serving
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

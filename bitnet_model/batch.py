@@ -1,0 +1,38 @@
+"""ForwardBatch: every tensor one forward pass needs, and nothing else.
+
+Axis letters, used in every docstring of this project:
+    T  tokens in the step        H    hidden size           K  inputs of a linear     V  vocabulary
+    B  rows (one per request)    Hq   query heads           N  outputs of a linear    R  rows whose logits are wanted
+    D  head size                 Hkv  key and value heads   F  feed-forward size      E  extra ids per logit row
+
+Prefill chunks and decode rows are mixed freely: row b owns the tokens starts[b] .. starts[b+1]-1, which sit at the
+absolute positions lengths[b]-count .. lengths[b]-1. The layout follows vLLM's paged attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """The tensors of one step (on the CPU unless the wing asks for another device).
+
+    token_ids     int64 [T]              ids to embed, the rows one after the other
+    positions     int64 [T]              absolute position of each token in its request
+    slots         int64 [T]              where its key and value go: block_id * block_tokens + offset in the block
+    block_tables  int32 [B, max_blocks]  block ids of each row in order of position, padded with 0
+    lengths       int32 [B]              keys visible to the row's LAST query: computed before + tokens in this step
+    starts        int32 [B + 1]          offsets of the rows in T; starts[0] = 0, starts[B] = T
+    logit_rows    int64 [R]              indices into T whose hidden state is wanted
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    block_tables: Tensor
+    lengths: Tensor
+    starts: Tensor
+    logit_rows: Tensor

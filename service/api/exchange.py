@@ -1,0 +1,149 @@
+"""One generation over HTTP: check, admit, wait for the first event, then answer whole or as a stream.
+
+The way of every generation route, whatever its shapes. A client that leaves ends its generation, streamed or not, while
+it waits for admission, in the queue or runs. Knows no field and no shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive
+
+from service.api.answer import Answer, failure_of, new_id
+from service.api.body import parse_object, read_bytes
+from service.api.parameters import read_limits, read_sampling
+from service.api.record import Record
+from service.api.schemas import Body, read_body
+from service.api.sse import EventStream, note
+from service.config import Settings
+from service.engine.async_engine import AsyncEngine, EngineInfo, Generation
+from service.engine.prompt import Prompt
+from service.engine.request import Delta
+
+T = TypeVar("T")
+
+# Above this a body is parsed off the event loop, which other streams are waiting for.
+LARGE_BODY_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTimes:
+    """How long a stream's status line waits for the first event, and after how much silence a comment is sent."""
+
+    first_byte_s: float = 10.0
+    ping_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What every route needs; `app.state.service` holds the one there is."""
+
+    engine: AsyncEngine
+    settings: Settings
+    times: StreamTimes
+
+
+def service_of(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+@dataclass(frozen=True, slots=True)
+class Family(Generic[Body]):
+    """What tells one family of generation routes from another: its body, its prompt, its answers, its ids."""
+
+    body: type[Body]
+    prompt: Callable[[Body], Prompt]
+    answer: Callable[[Body, EngineInfo, Generation], Answer]
+    id_prefix: str
+
+    async def respond(self, request: Request) -> Response:
+        """Serve one request. Raises ApiError, EngineError, ClientDisconnect."""
+        service = service_of(request)
+        service.engine.raise_if_unavailable()
+        raw = await read_bytes(request, service.settings.max_body_bytes)
+        if len(raw) > LARGE_BODY_BYTES:
+            body = await asyncio.to_thread(self._read, raw)
+        else:
+            body = self._read(raw)
+        record: Record = request.state.record
+        record.stream = body.stream is True
+        if record.stream:
+            begin = self._begin(service, body, record)
+            answer, first = await unless_gone(request.receive, begin)
+            return EventStream(answer, first, record, service.times.ping_s)
+        return JSONResponse(await unless_gone(request.receive, self._whole(service, body, record)))
+
+    def _read(self, raw: bytes) -> Body:
+        return read_body(self.body, parse_object(raw))
+
+    async def _open(self, service: Service, body: Body, record: Record) -> Answer:
+        """Admit the request; from here on somebody must close the generation."""
+        engine = service.engine
+        limits = read_limits(body, engine.info, service.settings)
+        params = read_sampling(body, limits, engine.info, service.settings)
+        generation = await engine.open(self.prompt(body), params, limits, new_id(self.id_prefix))
+        record.generation = generation.request_id
+        record.prompt_tokens = len(generation.prompt_ids)
+        return self.answer(body, engine.info, generation)
+
+    async def _begin(self, service: Service, body: Body, record: Record) -> tuple[Answer, asyncio.Task[Delta | None]]:
+        """The answer and its first delta, perhaps still awaited; what fails at once is raised, as a true status."""
+        answer = await self._open(service, body, record)
+        first = asyncio.create_task(answer.generation.next())
+        try:
+            await asyncio.wait({first}, timeout=service.times.first_byte_s)
+            if first.done() and (delta := first.result()) is not None:
+                note(record, delta)
+                if not delta.text and (failure := failure_of(delta)) is not None:
+                    raise failure
+        except BaseException:
+            first.cancel()
+            await answer.generation.aclose()
+            raise
+        return answer, first
+
+    async def _whole(self, service: Service, body: Body, record: Record) -> dict[str, Any]:
+        answer = await self._open(service, body, record)
+        texts: list[str] = []
+        last = Delta()
+        try:
+            while last.finish is None and (delta := await answer.generation.next()) is not None:
+                note(record, delta)
+                texts.append(delta.text)
+                last = delta
+        finally:
+            await answer.generation.aclose()
+        if (failure := failure_of(last)) is not None:
+            raise failure
+        return answer.whole("".join(texts), last)
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves first (ClientDisconnect).
+
+    The body must have been read: the next thing to receive is then the client's leaving.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_client_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _client_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

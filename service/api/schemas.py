@@ -1,0 +1,252 @@
+"""The bodies of the generation routes: strict types and ranges, and nothing accepted that is not honoured.
+
+A field that is null is absent. A name that clients of this API's world know and that is not served here is refused
+(`not_supported`) unless its value asks for nothing; a name nobody knows is ignored. Limits that depend on the loaded
+model are checked in `parameters.py`. Knows neither routes nor the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from service.api.errors import ApiError, invalid_parameter, not_supported
+from service.api.unserved import (
+    NEUTRAL,
+    NEUTRAL_IN_MESSAGE,
+    NEUTRAL_IN_STREAM_OPTIONS,
+    UNSERVED_ROLES,
+    refuse_unserved,
+    show,
+    without_nulls,
+)
+
+MAX_SEED = 2**64 - 1
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_BIASES = 1024
+MAX_BIAS = 100.0
+
+Bias = tuple[int, float]
+
+
+def _read_stop(value: object) -> object:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise _fault("should be a string or an array of strings")
+    return value
+
+
+def _read_logit_bias(value: object) -> object:
+    """OpenAI's `{"id": bias}` or llama.cpp's `[[id, bias or false], ...]`, as pairs; false is minus infinity."""
+    if isinstance(value, dict):
+        entries: list[object] = [[_token_id(name), bias] for name, bias in value.items()]
+    elif isinstance(value, list):
+        entries = value
+    else:
+        raise _fault("should be an object of token ids and biases, or an array of [token id, bias] pairs")
+    if len(entries) > MAX_BIASES:
+        raise _fault(f"should have at most {MAX_BIASES} entries, not {len(entries)}")
+    return [_bias(entry) for entry in entries]
+
+
+def _token_id(name: str) -> object:
+    return int(name) if name.isdecimal() and len(name) < 20 else name
+
+
+def _bias(entry: object) -> Bias:
+    match entry:
+        case [str(), _]:
+            raise _fault("should name tokens by their ids; biases by text are not supported")
+        case [int() as token_id, False] if not isinstance(token_id, bool):
+            return token_id, float("-inf")
+        case [int() as token_id, int() | float() as bias] if not isinstance(token_id, bool) and bias is not True:
+            if not -MAX_BIAS <= bias <= MAX_BIAS:
+                raise _fault(f"should hold biases from {-MAX_BIAS:g} to {MAX_BIAS:g}, or false")
+            return token_id, float(bias)
+    raise _fault("should hold pairs of a token id and a bias, a number or false")
+
+
+def _read_prompt(value: object) -> object:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise _fault("should be a string or a non-empty array of token ids")
+    if all(type(item) is int for item in value):
+        return tuple(value)
+    if all(type(item) is int or isinstance(item, str | list) for item in value):
+        raise PydanticCustomError("not_supported", "several prompts, or text mixed with ids, in one request")
+    raise _fault("should be a string or an array of token ids")
+
+
+def _fault(message: str) -> PydanticCustomError:
+    return PydanticCustomError("bad_value", "Input {what}", {"what": message})
+
+
+Stops = Annotated[
+    list[Annotated[str, Field(max_length=MAX_STOP_CHARS)]],
+    Field(max_length=MAX_STOPS, fail_fast=True),
+    BeforeValidator(_read_stop),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "maxLength": MAX_STOP_CHARS},
+                {
+                    "type": "array",
+                    "maxItems": MAX_STOPS,
+                    "items": {"type": "string", "maxLength": MAX_STOP_CHARS},
+                },
+            ]
+        }
+    ),
+]
+_BIAS_SCHEMA = {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}
+LogitBias = Annotated[
+    Any,
+    BeforeValidator(_read_logit_bias),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "object", "maxProperties": MAX_BIASES, "additionalProperties": _BIAS_SCHEMA},
+                {
+                    "type": "array",
+                    "maxItems": MAX_BIASES,
+                    "items": {
+                        "type": "array",
+                        "prefixItems": [{"type": "integer"}, {"anyOf": [_BIAS_SCHEMA, {"const": False}]}],
+                        "minItems": 2,
+                        "maxItems": 2,
+                    },
+                },
+            ]
+        }
+    ),
+]
+PromptField = Annotated[
+    Any,
+    BeforeValidator(_read_prompt),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "integer"}}]}),
+]
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    include_usage: bool | None = Field(None, description="send a last chunk with the usage and no choices")
+
+
+class Generation(BaseModel):
+    """The fields of both tables of the API reference, shared by every generation route."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
+
+    model: str | None = Field(None, description="accepted and not looked at: one model is served")
+    stream: bool | None = Field(None, description="answer as server-sent events")
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=2, description="randomness; 0 takes the likeliest token")
+    top_k: int | None = Field(None, description="sample from the k likeliest tokens; <= 0 = off")
+    top_p: float | None = Field(None, ge=0, le=1, description="nucleus sampling")
+    min_p: float | None = Field(None, ge=0, le=1, description="least probability relative to the likeliest token")
+    typical_p: float | None = Field(None, ge=0, le=1, description="locally typical sampling")
+    repeat_penalty: float | None = Field(None, gt=0, description="penalty for repetition")
+    repetition_penalty: float | None = Field(None, gt=0, description="another name of repeat_penalty")
+    repeat_last_n: int | None = Field(None, ge=-1, description="tokens looked back at for penalties; -1 = n_ctx")
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-1, le=MAX_SEED, description="-1 = drawn for this request")
+    max_tokens: int | None = Field(None, ge=-1, description="most tokens to generate; -1 = what n_ctx allows")
+    max_completion_tokens: int | None = Field(None, ge=-1, description="wins over max_tokens")
+    n_predict: int | None = Field(None, ge=-1, description="wins over both")
+    n_ctx: int | None = Field(None, ge=1, description="most tokens of prompt and output together")
+    n_batch: int | None = Field(None, ge=1, description="most prompt tokens in a step; at most the server's")
+    n_threads: int | None = Field(None, ge=1, description="CPU threads; at most the server's")
+    stop: Stops | None = Field(None, description="strings that end the output, and are not part of it")
+    logit_bias: LogitBias | None = Field(None, description="added to the logits of tokens, by id; false forbids one")
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+
+
+class ChatBody(Generation):
+    """POST /chat/completions."""
+
+    # Stopping at the first bad one bounds what a body of a million bad messages costs.
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
+
+
+class CompletionBody(Generation):
+    """POST /completion and POST /v1/completions."""
+
+    prompt: PromptField
+
+
+Body = TypeVar("Body", bound=Generation)
+
+
+def read_body(kind: type[Body], raw: Mapping[str, Any]) -> Body:
+    """The checked body. Raises ApiError: `not_supported`, or `invalid_parameter` naming field, value and limit."""
+    fields = without_nulls(raw)
+    refuse_unserved(fields, NEUTRAL)
+    if isinstance(options := fields.get("stream_options"), dict):
+        fields["stream_options"] = options = without_nulls(options)
+        refuse_unserved(options, NEUTRAL_IN_STREAM_OPTIONS, "stream_options")
+    if kind is ChatBody and isinstance(messages := fields.get("messages"), list):
+        fields["messages"] = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        # Of the members of a union, the one that was meant got furthest.
+        problems = error.errors(include_url=False)
+        raise _api_error(max(problems, key=lambda problem: len(problem["loc"]))) from None
+
+
+def _message(raw: object, place: str) -> object:
+    """A message without its nulls; what only later servers can do is refused here, where it can be named."""
+    if not isinstance(raw, dict):
+        return raw
+    fields = without_nulls(raw)
+    refuse_unserved(fields, NEUTRAL_IN_MESSAGE, place)
+    if fields.get("role") in UNSERVED_ROLES:
+        message = f"'{place}.role': messages of role '{fields['role']}' are not supported by this server"
+        raise not_supported("messages", message)
+    if isinstance(parts := fields.get("content"), list):
+        for i, part in enumerate(parts):
+            kind = part.get("type") if isinstance(part, dict) else "text"
+            if isinstance(kind, str) and kind != "text":
+                message = f"'{place}.content[{i}].type': parts of type {show(kind)} are not supported, text only"
+                raise not_supported("messages", message)
+    return fields
+
+
+def _api_error(problem: ErrorDetails) -> ApiError:
+    """`param` is the field of the body; the message has the whole path into it."""
+    path = _path([part for part in problem["loc"] if part not in ("str", "list[TextPart]")])
+    param = str(problem["loc"][0])
+    if problem["type"] == "missing":
+        return invalid_parameter(param, f"'{path}' is required")
+    if problem["type"] == "not_supported":
+        return not_supported(param, f"'{path}': {problem['msg']} are not supported by this server")
+    if problem["type"] == "model_type":
+        return invalid_parameter(param, f"invalid '{path}': should be an object (got {show(problem['input'])})")
+    reason = problem["msg"].replace("Input should", "should").replace("List should", "should")
+    reason = reason.replace(" after validation", "")
+    return invalid_parameter(param, f"invalid '{path}': {reason} (got {show(problem['input'])})")
+
+
+def _path(loc: list[int | str]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")

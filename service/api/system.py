@@ -1,0 +1,89 @@
+"""Health, the list of models, and what this server has switched off.
+
+`/health` keeps the written contract. Liveness asks whether the process and its loop turn, readiness whether a request
+sent now would be served: neither ever generates a token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from service.api.errors import ApiError
+from service.api.exchange import service_of
+from service.api.openapi import COMMON, UNAVAILABLE, UNSERVED
+from service.engine.async_engine import EngineInfo
+from service.engine.errors import QueueFull, Unavailable
+
+router = APIRouter(tags=["system"])
+OK = {"status": "ok"}
+
+
+@router.head("/health", include_in_schema=False)
+@router.get("/health", summary="Can it serve?", responses={**COMMON, **UNAVAILABLE})
+@router.get("/v1/health", summary="Can it serve?", responses={**COMMON, **UNAVAILABLE})
+async def health(request: Request) -> dict[str, str]:
+    service_of(request).engine.raise_if_unavailable()
+    return OK
+
+
+@router.get("/health/live", summary="Does the process turn?", responses=COMMON)
+async def live() -> dict[str, str]:
+    return OK
+
+
+@router.get("/health/ready", summary="Would a request be admitted now?", responses={**COMMON, **UNAVAILABLE})
+async def ready(request: Request) -> dict[str, str]:
+    engine = service_of(request).engine
+    engine.raise_if_unavailable()
+    stats, options = engine.stats(), engine.options
+    busy_s = float(stats["heartbeat_age_s"])
+    if busy_s > options.watchdog_soft_s:
+        raise Unavailable(f"one step of the engine has been running for {busy_s:.0f} s", retry_after_s=5)
+    if options.max_queue and int(stats["open"]) >= engine.info.max_running + options.max_queue:
+        raise QueueFull(options.max_queue)
+    return OK
+
+
+@router.get("/models", summary="The model that is served", responses={**COMMON, **UNAVAILABLE})
+@router.get("/v1/models", summary="The model that is served", responses={**COMMON, **UNAVAILABLE})
+async def models(request: Request) -> dict[str, Any]:
+    return {"object": "list", "data": [_model(_info(request))]}
+
+
+@router.get(
+    "/v1/models/{model_id:path}",
+    summary="One model by its id",
+    responses={**COMMON, **UNAVAILABLE},
+    openapi_extra={"parameters": [{"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}]},
+)
+async def model(request: Request) -> dict[str, Any]:
+    info = _info(request)
+    if request.path_params["model_id"] != info.model_id:
+        raise ApiError(404, "not_found_error", "not_found", "no model of this id is served here", param="model")
+    return _model(info)
+
+
+def _info(request: Request) -> EngineInfo:
+    engine = service_of(request).engine
+    engine.raise_if_unavailable()
+    return engine.info
+
+
+def _model(info: EngineInfo) -> dict[str, Any]:
+    return {
+        "id": info.model_id,
+        "object": "model",
+        "created": info.created,
+        "owned_by": "bitnet-serve",
+        "max_model_len": info.n_ctx_max,
+        "meta": {"vocab_size": info.vocab_size, "n_ctx": info.n_ctx, "n_ctx_max": info.n_ctx_max},
+    }
+
+
+@router.post("/embeddings", summary="Switched off", responses={**COMMON, **UNSERVED})
+@router.post("/v1/embeddings", summary="Switched off", responses={**COMMON, **UNSERVED})
+async def embeddings() -> None:
+    message = "this server generates text; it has no embedding model"
+    raise ApiError(501, "not_supported_error", "not_supported", message)

@@ -1,0 +1,127 @@
+"""The names that clients of this API's world know and that are not served here, and the values of them that are taken.
+
+A value that asks for nothing is honoured by doing nothing; any other is refused as `not_supported`, never ignored. A
+later feature takes its row out of here. Knows no types of ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from service.api.errors import not_supported
+
+# What asks for nothing: the values of a name not served that are taken, because doing nothing honours them. Names whose
+# values carry no behaviour at all (user, metadata, store, name, dry_base while dry_multiplier is 0, ...) are absent.
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "add_generation_prompt": (True,),
+    "audio": (),
+    "best_of": (1,),
+    "cache_prompt": (True,),
+    "cache_salt": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "grammar": ("",),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "id_slot": (-1,),
+    "ignore_eos": (False,),
+    "image_data": ([],),
+    "include_stop_str_in_output": (False,),
+    "input_prefix": (),
+    "input_suffix": (),
+    "json_schema": (),
+    "length_penalty": (1,),
+    "logprobs": (False,),
+    "lora": ([],),
+    "min_keep": (0, 1),
+    "min_tokens": (0,),
+    "mirostat": (0,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "n_discard": (0,),
+    "n_indent": (0,),
+    "n_keep": (0, -1),
+    "n_probs": (0,),
+    "post_sampling_probs": (False,),
+    "prediction": (),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "reasoning_effort": ("none",),
+    "regex": (),
+    "response_fields": (),
+    "response_format": ({"type": "text"},),
+    "return_progress": (False,),
+    "return_token_ids": (False,),
+    "return_tokens": (False,),
+    "samplers": (),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "t_max_predict_ms": (-1, 0),
+    "tfs_z": (1,),
+    "timings_per_token": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "top_n_sigma": (-1, 0),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+    "xtc_probability": (0,),
+}
+NEUTRAL_IN_MESSAGE: Mapping[str, tuple[object, ...]] = {
+    "audio": (),
+    "function_call": (),
+    "refusal": (),
+    "tool_call_id": (),
+    "tool_calls": ([],),
+}
+NEUTRAL_IN_STREAM_OPTIONS: Mapping[str, tuple[object, ...]] = {
+    "continuous_usage_stats": (False,),
+    "include_obfuscation": (False,),
+}
+UNSERVED_ROLES = ("tool", "function")
+
+
+def without_nulls(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Null is absent."""
+    return {name: value for name, value in raw.items() if value is not None}
+
+
+def refuse_unserved(fields: Mapping[str, Any], neutral: Mapping[str, tuple[object, ...]], place: str = "") -> None:
+    """Raises ApiError for the first of `fields` that `neutral` knows and whose value asks for something.
+
+    `place` says where in the body the fields are, where they are not its own.
+    """
+    for name, value in fields.items():
+        if name in neutral and not any(value == item and _same_kind(value, item) for item in neutral[name]):
+            path = f"{place}.{name}" if place else name
+            param = path.partition(".")[0].partition("[")[0]
+            raise not_supported(param, f"'{path}' is not supported by this server (got {show(value)})")
+
+
+def _same_kind(value: object, item: object) -> bool:
+    return isinstance(value, bool) == isinstance(item, bool)  # in Python, True == 1
+
+
+def show(value: object, max_chars: int = 60) -> str:
+    """A value for a message: one line of ASCII, cut where it is long."""
+    if isinstance(value, str | list):
+        value = value[:max_chars]
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        text = "a deeply nested value"
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."

@@ -1,0 +1,141 @@
+"""The composition root: settings -> wing -> model -> runner -> engine -> application -> server.
+
+The one place that knows every floor. Torch is imported in the engine thread, while the server already answers 503.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+import bitnet_model
+from bitnet_model.config import ModelConfig
+from bitnet_model.errors import CheckpointError
+from bitnet_model.hub import resolve_model
+from service.api.app import create_app
+from service.config import ConfigError, Settings
+from service.engine.async_engine import AsyncEngine, EngineInfo, EngineOptions, Loaded
+from service.engine.blocks import BLOCK_TOKENS, BlockPool
+from service.engine.engine import Engine
+from service.engine.errors import EngineDead
+from service.engine.scheduler import SchedulerLimits
+from service.logs import set_up_logs
+from service.server import EXIT_ENGINE_DEAD, ListenError, run
+from service.sizes import settle_sizes
+
+EXIT_CONFIG = 2
+EXIT_CHECKPOINT = 3
+
+DEMO_ID = "bitnet-demo"
+
+logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until told to stop; the process's exit status (see service/cli.py)."""
+    set_up_logs(settings.log_format, settings.log_level)
+    engine = AsyncEngine(EngineOptions(max_queue=settings.max_queue), on_hang=lambda: os._exit(EXIT_ENGINE_DEAD))
+    try:
+        return run(create_app(engine, settings), engine, settings, lambda: load(settings))
+    except ListenError as error:
+        logger.error("%s", error)
+        return EXIT_CONFIG
+    except EngineDead as error:
+        return _exit_status(error.__cause__)
+
+
+def _exit_status(cause: BaseException | None) -> int:
+    """What loading failed of; its message is in the log already."""
+    if isinstance(cause, CheckpointError):
+        return EXIT_CHECKPOINT
+    # BackendUnavailable is a RuntimeError of bitnet_model.ops, which must not be imported before torch is wanted
+    if isinstance(cause, ConfigError) or type(cause).__name__ == "BackendUnavailable":
+        return EXIT_CONFIG
+    return EXIT_ENGINE_DEAD
+
+
+def load(settings: Settings) -> Loaded:
+    """Everything that takes long, in the engine thread. Raises ConfigError, CheckpointError, BackendUnavailable."""
+    started_s = time.monotonic()
+    folder, model_id = locate(settings)
+    config = ModelConfig.from_folder(folder)
+    sizes = settle_sizes(settings, config.max_position_embeddings)
+
+    from bitnet_model.checkpoint import load_model
+    from bitnet_model.ops import load_ops
+    from service.engine.runner import ModelRunner
+    from service.engine.tokenizer import Tokenizer
+
+    ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads)
+    n_threads = int(ops.describe()["threads"])
+    tokenizer = Tokenizer.from_folder(folder, config.eos_token_ids)
+    with loading_bar(model_id) as progress:
+        model = load_model(
+            folder, ops, head_dtype=settings.head_dtype or "int8", progress=progress, max_positions=sizes.n_ctx_max
+        )
+    pool = BlockPool(-(-sizes.kv_tokens // BLOCK_TOKENS))
+    runner = ModelRunner(
+        model, ops, num_blocks=pool.num_blocks, block_tokens=pool.block_tokens, kv_dtype=settings.kv_cache_dtype
+    )
+    limits = SchedulerLimits(sizes.max_running, settings.n_batch, n_threads, settings.step_ms)
+    engine = Engine(runner, tokenizer, pool, limits)
+    report = ", ".join(f"{part} {num_bytes / 1e6:.1f} MB" for part, num_bytes in model.memory_report().items())
+    logger.info("loaded %s in %.1f s: %s", model_id, time.monotonic() - started_s, report)
+    logger.info(
+        "n_ctx %d (at most %d), KV cache of %d tokens, %d requests in a step, %d threads",
+        sizes.n_ctx,
+        sizes.n_ctx_max,
+        pool.num_tokens,
+        sizes.max_running,
+        n_threads,
+    )
+    info = EngineInfo(
+        model_id=model_id,
+        created=int(time.time()),
+        vocab_size=config.vocab_size,
+        n_ctx=sizes.n_ctx,
+        n_ctx_max=sizes.n_ctx_max,
+        n_batch=settings.n_batch,
+        n_threads=n_threads,
+        max_running=sizes.max_running,
+        kv_tokens=pool.num_tokens,
+    )
+    return Loaded(engine, tokenizer, info)
+
+
+def locate(settings: Settings) -> tuple[Path, str]:
+    """The checkpoint's folder, downloaded if need be, and the name clients see."""
+    if settings.model is None:
+        return Path(bitnet_model.__file__).parent / "demo", DEMO_ID
+    folder = resolve_model(settings.model, settings.revision, settings.offline)
+    is_folder = Path(settings.model).expanduser().is_dir()
+    return folder, folder.resolve().name if is_folder else settings.model
+
+
+@contextmanager
+def loading_bar(model_id: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, elsewhere a log line a tenth; yields what to call with (done, total) bytes."""
+    if not sys.stderr.isatty():
+        shown = -1
+
+        def log(done: int, total: int) -> None:
+            nonlocal shown
+            tenth = 10 * done // max(total, 1)
+            if tenth > shown and total > 100e6:
+                shown = tenth
+                logger.info("loading %s: %d %% of %.0f MB", model_id, 10 * tenth, total / 1e6)
+
+        yield log
+        return
+    columns = (TextColumn("loading {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(model_id, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

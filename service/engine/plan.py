@@ -1,0 +1,72 @@
+"""The joint between engine and runner: what one step shall do (StepPlan), and what came of it (RowResult).
+
+Launch and wait are two verbs. On a CPU the work is done when `launch` returns; a GPU runner returns at once and
+`Pending.tokens()` waits, so that a later engine may plan the next step while this one runs.
+
+Knows no tensors: a runner turns a plan into its batch by reading the requests' tokens, blocks and parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.engine.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRow:
+    """Tokens [start, start + count) of `request` are computed this step; its blocks for them are in place.
+
+    sample: the row reaches the newest token, so the next one is to be chosen from its last logits.
+    """
+
+    request: Request
+    start: int
+    count: int
+    sample: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: at most one row a request, oldest request first; `num_threads` CPU threads."""
+
+    rows: tuple[ScheduledRow, ...]
+    num_threads: int
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.count for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """The token chosen for one row, or why there is none (then `token_id` means nothing, and only this row failed)."""
+
+    token_id: int
+    error: str | None = None
+
+
+class Pending(Protocol):
+    """A step under way."""
+
+    def tokens(self) -> Sequence[RowResult]:
+        """Wait; one result for each row with `sample`, in row order. Raises if the step as a whole failed."""
+        ...
+
+
+class Runner(Protocol):
+    """Turns plans into tokens; owns the KV cache. Called from the engine thread only.
+
+    What a row yields depends on its request's tokens, parameters and position alone, never on the other rows, so a
+    plan may be split and run in parts, and a row may be run again.
+    """
+
+    def launch(self, plan: StepPlan) -> Pending:
+        """Start a step of one or more rows. Raises if it cannot even be started."""
+        ...
+
+    def zero_blocks(self, block_ids: Sequence[int]) -> None:
+        """Overwrite these blocks with zeros before anybody uses them again."""
+        ...

@@ -1,0 +1,113 @@
+"""What a client may ask to have continued, and how it becomes token ids that fit.
+
+`encode_prompt` is the admission work: it runs on a worker thread, before a request exists. The cap on characters comes
+before the tokenizer, because tokenizing is the cheapest attack there is (10 MB of spaces cost 13 s and 2 GB).
+
+Knows no HTTP and no tokenizer: whatever satisfies `PromptEncoder` will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from service.engine.errors import ContextLengthExceeded, InvalidParameter
+from service.engine.request import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation for the chat template; special-token text in it is plain text."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Text to continue; special-token text in it is parsed as special."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids to continue, taken as they are."""
+
+    token_ids: tuple[int, ...]
+
+
+Prompt: TypeAlias = ChatPrompt | TextPrompt | TokenPrompt
+
+
+class PromptEncoder(Protocol):
+    """What admission needs of a tokenizer. Called from several threads at once."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_token_chars(self) -> int:
+        """Characters of the longest token: n tokens never spell more than n times this many."""
+        ...
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]: ...
+
+    def encode_text(self, text: str) -> list[int]: ...
+
+
+def encode_prompt(prompt: Prompt, limits: Limits, encoder: PromptEncoder) -> tuple[int, ...]:
+    """The prompt's token ids, at least one, inside the vocabulary, and few enough for `limits`.
+
+    A prompt may fill n_ctx only if nothing is to be generated (max_tokens 0); otherwise one token of room must be left.
+    Raises ContextLengthExceeded, InvalidParameter.
+    """
+    _refuse_too_many_chars(prompt, limits, encoder)
+    token_ids = _encode(prompt, encoder)
+    if not token_ids:
+        raise InvalidParameter("the prompt is empty, and this model's tokenizer starts a text with no token", "prompt")
+    room = limits.n_ctx if limits.max_tokens == 0 else limits.n_ctx - 1
+    if len(token_ids) > room:
+        raise ContextLengthExceeded(len(token_ids), limits.n_ctx)
+    return token_ids
+
+
+def _refuse_too_many_chars(prompt: Prompt, limits: Limits, encoder: PromptEncoder) -> None:
+    num_chars = _num_chars(prompt)
+    if num_chars > limits.n_ctx * encoder.max_token_chars:
+        raise ContextLengthExceeded(-(-num_chars // encoder.max_token_chars), limits.n_ctx, at_least=True)
+
+
+def _num_chars(prompt: Prompt) -> int:
+    match prompt:
+        case ChatPrompt(messages):
+            return sum(len(message.content) for message in messages)
+        case TextPrompt(text):
+            return len(text)
+        case TokenPrompt():
+            return 0
+
+
+def _encode(prompt: Prompt, encoder: PromptEncoder) -> tuple[int, ...]:
+    match prompt:
+        case ChatPrompt(messages):
+            return tuple(encoder.encode_chat(messages))
+        case TextPrompt(text):
+            return tuple(encoder.encode_text(text))
+        case TokenPrompt(token_ids):
+            _refuse_unknown_ids(token_ids, encoder.vocab_size, "prompt")
+            return token_ids
+
+
+def _refuse_unknown_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+    for token_id in token_ids:
+        if not 0 <= token_id < vocab_size:
+            raise InvalidParameter(f"token id {token_id} is outside the vocabulary of {vocab_size}", param)

@@ -1,0 +1,204 @@
+"""One generation: what it was asked (SamplingParams, Limits), how far it is (Request), what a step adds to it (Delta).
+
+There is no prefill and no decode state. A request has *computed* tokens (their keys and values are in the cache) and
+*total* tokens (prompt + generated); every step closes some of the gap, and when the gap is closed a token is sampled.
+Chunked prefill, prefix hits and preemption are then the same subtraction (the idea is vLLM v1's).
+
+Knows nothing of text, time, threads or how blocks are managed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+from service.engine.errors import EngineError
+
+UNLIMITED = -1
+
+StopKind: TypeAlias = Literal["eos", "word", "limit"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen; values already resolved and in range. `seed` is already drawn: 0 .. 2**64 - 1."""
+
+    seed: int
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.1
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a request may take; effective values.
+
+    n_ctx: most tokens of prompt and output together. n_batch: most prompt tokens of it in one step.
+    n_threads: its wish, None for none. max_tokens: most generated tokens, -1 for as many as n_ctx allows.
+    stop: strings that end the output and are not part of it.
+    """
+
+    n_ctx: int
+    n_batch: int
+    n_threads: int | None = None
+    max_tokens: int = UNLIMITED
+    stop: tuple[str, ...] = ()
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended: STOP an end-of-sequence token or a stop string; LENGTH max_tokens or n_ctx."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one or several steps added to a generation; the last one carries `finish`.
+
+    text excludes stop strings and never ends inside a character. token_ids includes the end-of-sequence token, which
+    has no text. num_generated, num_cached (prompt tokens taken from the prefix cache), prompt_ms and predicted_ms are
+    totals up to this delta. stop_kind and stopping_word are set with finish STOP or LENGTH, error with finish ERROR.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish: FinishReason | None = None
+    stop_kind: StopKind | None = None
+    stopping_word: str = ""
+    error: EngineError | None = None
+    num_generated: int = 0
+    num_cached: int = 0
+    prompt_ms: float = 0.0
+    predicted_ms: float = 0.0
+
+    def then(self, later: Delta) -> Delta:
+        """This delta and the one after it, as one."""
+        return Delta(
+            text=self.text + later.text,
+            token_ids=self.token_ids + later.token_ids,
+            finish=later.finish,
+            stop_kind=later.stop_kind,
+            stopping_word=later.stopping_word,
+            error=later.error,
+            num_generated=max(self.num_generated, later.num_generated),
+            num_cached=max(self.num_cached, later.num_cached),
+            prompt_ms=max(self.prompt_ms, later.prompt_ms),
+            predicted_ms=max(self.predicted_ms, later.predicted_ms),
+        )
+
+
+class Request:
+    """One generation on its way, owned by the engine thread from the moment it is added.
+
+    token_ids: prompt, then what was generated. num_computed of them are in the cache, num_cached of those were found
+    there. block_ids: the KV blocks held, in order; token i sits in block_ids[i // block_tokens]. block_keys: chained
+    hashes of its leading full blocks of tokens, as far as anybody asked for them. limit: most tokens it may come to.
+    salt: requests of different salts share no cached blocks.
+
+    While it lives, 0 <= num_cached <= num_computed < total <= limit; each method below keeps that, or asserts.
+    The one exception is the instant at which a prompt with max_tokens = 0 is evaluated: computed == total == limit.
+    """
+
+    __slots__ = (
+        "block_ids",
+        "block_keys",
+        "choice_index",
+        "id",
+        "limit",
+        "limits",
+        "num_cached",
+        "num_computed",
+        "params",
+        "prompt_ids",
+        "salt",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        prompt_ids: tuple[int, ...],
+        params: SamplingParams,
+        limits: Limits,
+        choice_index: int = 0,
+        salt: bytes = b"",
+    ) -> None:
+        self.id = id
+        self.prompt_ids = prompt_ids
+        self.params = params
+        self.limits = limits
+        self.choice_index = choice_index
+        self.salt = salt
+        self.limit = self._most_tokens()
+        self.token_ids: list[int] = list(prompt_ids)
+        self.num_computed = 0
+        self.num_cached = 0
+        self.block_ids: list[int] = []
+        self.block_keys: list[bytes] = []
+        assert 0 < self.total <= self.limit, f"prompt of {self.total} tokens, limit {self.limit}"
+        assert self.total < self.limit or limits.max_tokens == 0, "no room to generate a token"
+
+    def _most_tokens(self) -> int:
+        if self.limits.max_tokens == UNLIMITED:
+            return self.limits.n_ctx
+        return min(self.limits.n_ctx, len(self.prompt_ids) + self.limits.max_tokens)
+
+    @property
+    def total(self) -> int:
+        """Tokens known so far."""
+        return len(self.token_ids)
+
+    @property
+    def gap(self) -> int:
+        """Tokens known and not computed."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - len(self.prompt_ids)
+
+    @property
+    def is_full(self) -> bool:
+        """No further token may be generated."""
+        return len(self.token_ids) >= self.limit
+
+    @property
+    def is_decoding(self) -> bool:
+        """It has shown output and lacks only its newest token; one that is recomputed is not decoding."""
+        return self.gap == 1 and self.num_generated > 0
+
+    def adopt(self, block_id: int, num_tokens: int) -> None:
+        """Take over a full block of `num_tokens` that is in the cache already; at least one token stays to compute."""
+        assert self.num_computed == len(self.block_ids) * num_tokens, "adopted blocks come before computed ones"
+        self.block_ids.append(block_id)
+        self.num_computed += num_tokens
+        self.num_cached += num_tokens
+        assert self.num_computed < self.total
+
+    def advance(self, num_tokens: int) -> None:
+        """`num_tokens` more are computed."""
+        self.num_computed += num_tokens
+        assert 0 <= self.num_cached <= self.num_computed <= self.total
+
+    def append(self, token_id: int) -> None:
+        """One more token is generated; all before it are computed."""
+        assert self.gap == 0, f"{self.gap} tokens before it are not computed"
+        assert not self.is_full, f"already {self.total} tokens of {self.limit}"
+        self.token_ids.append(token_id)
+
+    def rewind(self) -> list[int]:
+        """Give up everything computed, keep every token; the blocks that were held are returned, to be released."""
+        block_ids, self.block_ids = self.block_ids, []
+        self.num_computed = self.num_cached = 0
+        return block_ids

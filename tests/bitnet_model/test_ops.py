@@ -1,0 +1,39 @@
+"""Choosing a wing: what was asked for by name runs or says why not; auto runs and says what it took."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from bitnet_model.ops import BackendUnavailable, Ops, load_ops
+
+
+def close(ops: Ops) -> None:
+    ops.close()  # type: ignore[attr-defined]
+
+
+def test_auto_takes_the_cpu_wing_and_logs_what_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="bitnet_model.ops"):
+        ops = load_ops("auto", threads=1)
+    assert ops.name == "cpu"
+    assert "auto: this version has no GPU kernels" in caplog.text
+    assert f"isa {ops.describe()['isa']}" in caplog.text
+    close(ops)
+
+
+def test_triton_by_name_is_unavailable_and_names_the_cure() -> None:
+    with pytest.raises(BackendUnavailable, match="use --backend cpu"):
+        load_ops("triton", threads=1)
+
+
+def test_an_instruction_set_this_machine_cannot_have_is_unavailable() -> None:
+    with pytest.raises(BackendUnavailable, match="neon_dot"):
+        load_ops("cpu", isa="neon_dot", threads=1)
+
+
+def test_unknown_names_are_a_usage_error() -> None:
+    with pytest.raises(ValueError, match="backend must be"):
+        load_ops("cuda", threads=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="cpu_isa must be"):
+        load_ops("cpu", isa="sse2", threads=1)

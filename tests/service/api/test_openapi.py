@@ -1,0 +1,63 @@
+"""The document at /openapi.json: bodies, streams and errors as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.service.api.asgi import Client
+
+
+@pytest.fixture(scope="module")
+def document(shared_client: Client) -> dict[str, Any]:
+    return dict(shared_client.get("/openapi.json").json())
+
+
+def test_every_generation_route_describes_its_body_and_both_kinds_of_answer(document: dict[str, Any]) -> None:
+    bodies = {
+        "/chat/completions": "ChatBody",
+        "/v1/chat/completions": "ChatBody",
+        "/completion": "CompletionBody",
+        "/completions": "CompletionBody",
+        "/v1/completions": "CompletionBody",
+    }
+    for path, name in bodies.items():
+        route = document["paths"][path]["post"]
+        schema = route["requestBody"]["content"]["application/json"]["schema"]
+        assert schema == {"$ref": f"#/components/schemas/{name}"}
+        assert route["responses"]["200"]["content"].keys() == {"application/json", "text/event-stream"}
+        assert route["responses"].keys() >= {"400", "401", "404", "405", "413", "431", "500", "503"}
+
+
+def test_errors_are_the_one_object_and_nobody_answers_422(document: dict[str, Any]) -> None:
+    for path, methods in document["paths"].items():
+        for route in methods.values():
+            assert "422" not in route["responses"], path
+            for status, answer in route["responses"].items():
+                if int(status) >= 400:
+                    schema = answer["content"]["application/json"]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/ErrorObject"}
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    def references(node: object) -> list[str]:
+        if isinstance(node, dict):
+            own = [node["$ref"]] if "$ref" in node else []
+            return own + [ref for item in node.values() for ref in references(item)]
+        return [ref for item in node for ref in references(item)] if isinstance(node, list) else []
+
+    schemas = document["components"]["schemas"]
+    assert [ref for ref in references(document) if ref.removeprefix("#/components/schemas/") not in schemas] == []
+
+
+def test_the_ranges_of_the_fields_are_told(document: dict[str, Any]) -> None:
+    fields = document["components"]["schemas"]["ChatBody"]["properties"]
+    temperature = next(item for item in fields["temperature"]["anyOf"] if item["type"] == "number")
+    assert (temperature["minimum"], temperature["maximum"]) == (0, 2)
+    assert document["components"]["schemas"]["ChatBody"]["required"] == ["messages"]
+
+
+def test_the_model_route_names_its_parameter(document: dict[str, Any]) -> None:
+    (parameter,) = document["paths"]["/v1/models/{model_id}"]["get"]["parameters"]
+    assert (parameter["name"], parameter["in"]) == ("model_id", "path")

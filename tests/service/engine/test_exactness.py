@@ -1,0 +1,187 @@
+"""What an output may depend on: the checkpoint, the settings that are part of the model, and the request. Nothing else.
+
+Whole engines with a tiny checkpoint. The same requests are run in one way and in another; the tokens must be the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bitnet_model.batch import ForwardBatch
+from bitnet_model.checkpoint import load_model
+from bitnet_model.model import Model
+from bitnet_model.ops import CacheDtype, Ops, load_ops
+from service.engine.blocks import BLOCK_TOKENS, BlockPool
+from service.engine.engine import Engine
+from service.engine.request import Delta, FinishReason, Limits, Request, SamplingParams
+from service.engine.runner import ModelRunner
+from service.engine.scheduler import SchedulerLimits
+
+N_CTX = 128
+NUM_NEW = 36
+NUM_PROMPT = 2 * BLOCK_TOKENS  # with NUM_NEW more, a request grows by two blocks
+GREEDY: dict[str, Any] = {"temperature": 0.0}
+SEEDED: dict[str, Any] = {"temperature": 1.3, "top_k": 60, "typical_p": 0.98, "top_p": 0.97, "min_p": 0.01}
+EVERY: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "frequency_penalty": 0.5, "repeat_last_n": -1}
+
+
+@dataclass(frozen=True)
+class Setup:
+    ops: Ops
+    model: Model
+    kv_dtype: CacheDtype
+
+
+@pytest.fixture(scope="module", params=[("tiny_packed", "bf16"), ("tiny_llama", "int8")], ids=lambda p: "-".join(p))
+def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
+    name, kv_dtype = request.param
+    folder: Path = request.getfixturevalue(name)
+    ops = load_ops("cpu", threads=2)
+    yield Setup(ops, load_model(folder, ops, head_dtype="int8"), kv_dtype)
+    ops.set_threads(1)
+
+
+class NoText:
+    """Nothing ends a generation but its limit, and nothing has text."""
+
+    eos_ids: frozenset[int] = frozenset()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b""
+
+
+class Poisoned:
+    """The model with NaN in every slot of a new cache."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def new_cache(self, num_blocks: int, block_tokens: int, dtype: CacheDtype) -> Any:
+        model, num_slots = self.model, num_blocks * block_tokens
+        cache = model.new_cache(num_blocks, block_tokens, dtype)
+        width = (model.plan.num_heads + 2 * model.plan.num_kv_heads) * model.plan.head_dim
+        positions = torch.zeros(num_slots, dtype=torch.int64)
+        for layer in range(len(model.plan.layers)):
+            nan = torch.full((num_slots, width), torch.nan)
+            model.ops.rope_write_kv(nan, positions, model.plan.rope, cache, layer, torch.arange(num_slots))
+        return cache
+
+    def forward(self, batch: ForwardBatch, cache: Any) -> Tensor:
+        return self.model.forward(batch, cache)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.model.logits(x)
+
+    def top_logits(self, x: Tensor, k: int, extra_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.top_logits(x, k, extra_ids)
+
+
+def engine_of(setup: Setup, *, num_blocks: int = 80, poison: bool = False, n_threads: int = 2) -> Engine:
+    model = Poisoned(setup.model) if poison else setup.model
+    runner = ModelRunner(model, setup.ops, num_blocks=num_blocks, block_tokens=BLOCK_TOKENS, kv_dtype=setup.kv_dtype)
+    return Engine(runner, NoText(), BlockPool(num_blocks), SchedulerLimits(16, 512, n_threads))
+
+
+def request_of(
+    number: int, params: dict[str, Any], *, num_prompt: int = 0, n_batch: int = 512, n_threads: int | None = None
+) -> Request:
+    """Request `number`: its prompt is random, of a length of its own."""
+    rng = np.random.default_rng(number)
+    prompt = rng.integers(0, 480, size=num_prompt or rng.integers(1, 90)).tolist()
+    limits = Limits(n_ctx=N_CTX, n_batch=n_batch, n_threads=n_threads, max_tokens=NUM_NEW)
+    return Request(f"{number}-{params['temperature']}", tuple(prompt), SamplingParams(seed=number, **params), limits)
+
+
+def the_requests(n_batch: int = 512, n_threads: int | None = None) -> list[Request]:
+    """A greedy, a seeded and a whole-vocabulary one."""
+    return [
+        request_of(number, params, num_prompt=NUM_PROMPT, n_batch=n_batch, n_threads=n_threads)
+        for number, params in enumerate((GREEDY, SEEDED, EVERY))
+    ]
+
+
+def others(num: int) -> list[Request]:
+    return [request_of(100 + number, (GREEDY, SEEDED, EVERY)[number % 3]) for number in range(num)]
+
+
+def run(engine: Engine, requests: Sequence[Request]) -> dict[str, tuple[int, ...]]:
+    """The generated tokens of each request; all run together."""
+    return {request_id: delta.token_ids for request_id, delta in run_to_the_end(engine, requests).items()}
+
+
+def run_to_the_end(engine: Engine, requests: Sequence[Request]) -> dict[str, Delta]:
+    """All that each request came to, as one delta."""
+    whole = {request.id: Delta() for request in requests}
+    for request in requests:
+        engine.add(request)
+    while engine.has_work:
+        for request_id, delta in engine.step():
+            whole[request_id] = whole[request_id].then(delta)
+    engine.check_idle()
+    assert {(delta.finish, len(delta.token_ids)) for delta in whole.values()} == {(FinishReason.LENGTH, NUM_NEW)}
+    return whole
+
+
+@pytest.fixture(scope="module")
+def alone(setup: Setup) -> dict[str, tuple[int, ...]]:
+    """The tokens of each of the requests, run by itself in a fresh engine."""
+    tokens = {}
+    for request in the_requests():
+        tokens |= run(engine_of(setup), [request])
+    return tokens
+
+
+def own(tokens: dict[str, tuple[int, ...]], alone: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {request_id: tokens[request_id] for request_id in alone}
+
+
+def test_the_requests_do_not_all_say_the_same(alone: dict[str, tuple[int, ...]]) -> None:
+    assert len(set(alone.values())) == 3
+    assert all(len(set(tokens)) > 3 for tokens in alone.values())
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_company_and_its_order_change_nothing(setup: Setup, alone: dict[str, tuple[int, ...]], order: int) -> None:
+    crowd = [*the_requests(), *others(13)]
+    crowd = [crowd[place] for place in np.random.default_rng(order).permutation(16)]
+    assert own(run(engine_of(setup), crowd), alone) == alone
+
+
+@pytest.mark.parametrize("n_batch", [1, 7, 64])
+def test_the_size_of_prompt_chunks_changes_nothing(
+    setup: Setup, alone: dict[str, tuple[int, ...]], n_batch: int
+) -> None:
+    assert run(engine_of(setup), the_requests(n_batch)) == alone
+
+
+def test_preemption_changes_nothing(setup: Setup, alone: dict[str, tuple[int, ...]]) -> None:
+    engine = engine_of(setup, num_blocks=9)
+    tokens = run(engine, [*others(2), *the_requests()])
+    assert engine.stats()["preemptions"] > 0
+    assert own(tokens, alone) == alone
+
+
+def test_a_prefix_found_in_the_cache_changes_nothing(setup: Setup, alone: dict[str, tuple[int, ...]]) -> None:
+    engine = engine_of(setup)
+    assert run(engine, the_requests()) == alone
+    again = run_to_the_end(engine, the_requests())
+    assert {delta.num_cached for delta in again.values()} == {BLOCK_TOKENS}
+    assert {request_id: delta.token_ids for request_id, delta in again.items()} == alone
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_the_number_of_threads_changes_nothing(setup: Setup, alone: dict[str, tuple[int, ...]], n_threads: int) -> None:
+    engine = engine_of(setup, n_threads=2)
+    assert run(engine, the_requests(n_threads=n_threads)) == alone
+
+
+def test_poison_in_free_slots_changes_nothing(setup: Setup, alone: dict[str, tuple[int, ...]]) -> None:
+    assert own(run(engine_of(setup, poison=True), [*the_requests(), *others(5)]), alone) == alone

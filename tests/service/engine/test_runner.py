@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bitnet_model.batch import ForwardBatch
+from service.engine.plan import ScheduledRow, StepPlan
+from service.engine.request import Limits, Request, SamplingParams
+from service.engine.runner import ModelRunner, make_batch
+from service.engine.sampler import NOT_FINITE
+from tests.service.engine.sampling_reference import LogitTable
+
+BLOCK_TOKENS = 4
+
+
+class RecordingModel(LogitTable):
+    """Its hidden state at a position is the token there; its logits count upwards from token to token."""
+
+    def __init__(self) -> None:
+        super().__init__(np.eye(50, k=1))
+        self.batches: list[ForwardBatch] = []
+        self.caches: list[object] = []
+
+    def new_cache(self, num_blocks: int, block_tokens: int, dtype: str) -> object:
+        return (num_blocks, block_tokens, dtype)
+
+    def forward(self, batch: ForwardBatch, cache: object) -> Tensor:
+        assert torch.is_inference_mode_enabled()
+        self.batches.append(batch)
+        self.caches.append(cache)
+        return batch.token_ids[batch.logit_rows].float()[:, None]
+
+    def logits(self, x: Tensor) -> Tensor:
+        return super().logits(torch.nan_to_num(x))
+
+
+class RecordingOps:
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+
+    def set_threads(self, n: int) -> None:
+        self.calls.append(n)
+
+    def zero_blocks(self, cache: object, block_ids: Sequence[int]) -> None:
+        self.calls.append((cache, list(block_ids)))
+
+
+def request_with(tokens: Sequence[int], block_ids: list[int]) -> Request:
+    params = SamplingParams(seed=0, temperature=0.0, repeat_penalty=1.0)
+    request = Request("r", tuple(tokens), params, Limits(n_ctx=100, n_batch=8))
+    request.block_ids = block_ids
+    return request
+
+
+def runner_of(model: RecordingModel, ops: RecordingOps) -> ModelRunner:
+    return ModelRunner(model, ops, num_blocks=9, block_tokens=BLOCK_TOKENS, kv_dtype="bf16")
+
+
+def test_a_batch_lays_out_chunks_and_decode_rows_one_after_the_other() -> None:
+    prompt = request_with(range(10, 19), [7, 2, 5])  # 9 tokens, 3..8 to compute
+    decoding = request_with(range(30, 35), [1, 8])  # its 5th token
+    short = request_with([40, 41, 42], [3])
+    batch = make_batch(
+        [
+            ScheduledRow(prompt, 3, 6, sample=True),
+            ScheduledRow(decoding, 4, 1, sample=True),
+            ScheduledRow(short, 0, 2, sample=False),
+        ],
+        BLOCK_TOKENS,
+    )
+    assert batch.token_ids.tolist() == [13, 14, 15, 16, 17, 18, 34, 40, 41]
+    assert batch.positions.tolist() == [3, 4, 5, 6, 7, 8, 4, 0, 1]
+    assert batch.slots.tolist() == [31, 8, 9, 10, 11, 20, 32, 12, 13]
+    assert batch.block_tables.tolist() == [[7, 2, 5], [1, 8, 0], [3, 0, 0]]
+    assert batch.lengths.tolist() == [9, 5, 2]
+    assert batch.starts.tolist() == [0, 6, 7, 9]
+    assert batch.logit_rows.tolist() == [5, 6]
+
+
+def test_the_tensors_of_a_batch_have_the_agreed_types() -> None:
+    batch = make_batch([ScheduledRow(request_with([1, 2], [0]), 0, 2, sample=True)], BLOCK_TOKENS)
+    for name in ("token_ids", "positions", "slots", "logit_rows"):
+        assert getattr(batch, name).dtype == torch.int64
+        assert getattr(batch, name).is_contiguous()
+    for name in ("block_tables", "lengths", "starts"):
+        assert getattr(batch, name).dtype == torch.int32
+
+
+def test_random_batches_put_every_token_at_its_place() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rows, expected_slots = [], []
+        for _ in range(rng.integers(1, 8)):
+            total = int(rng.integers(1, 30))
+            blocks = rng.permutation(100)[: -(-total // BLOCK_TOKENS) + rng.integers(0, 2)].tolist()
+            start = int(rng.integers(0, total))
+            count = int(rng.integers(1, total - start + 1))
+            request = request_with(rng.integers(0, 50, size=total).tolist(), blocks)
+            rows.append(ScheduledRow(request, start, count, sample=start + count == total))
+            places = range(start, start + count)
+            expected_slots += [blocks[i // BLOCK_TOKENS] * BLOCK_TOKENS + i % BLOCK_TOKENS for i in places]
+        batch = make_batch(rows, BLOCK_TOKENS)
+        assert batch.slots.tolist() == expected_slots
+        assert batch.positions.tolist() == [i for row in rows for i in range(row.start, row.start + row.count)]
+        assert len(batch.logit_rows) == sum(row.sample for row in rows)
+
+
+def test_each_sampled_row_gets_its_token_in_row_order() -> None:
+    model = RecordingModel()
+    rows = (
+        ScheduledRow(request_with([5, 6, 7], [0]), 2, 1, sample=True),
+        ScheduledRow(request_with([20, 21, 22], [1]), 0, 2, sample=False),
+        ScheduledRow(request_with([9], [2]), 0, 1, sample=True),
+    )
+    results = runner_of(model, RecordingOps()).launch(StepPlan(rows, num_threads=1)).tokens()
+    assert [(result.token_id, result.error) for result in results] == [(8, None), (10, None)]
+    assert model.caches == [(9, BLOCK_TOKENS, "bf16")]
+
+
+def test_a_step_that_samples_nothing_gives_nothing() -> None:
+    row = ScheduledRow(request_with([5, 6, 7], [0]), 0, 2, sample=False)
+    assert list(runner_of(RecordingModel(), RecordingOps()).launch(StepPlan((row,), 1)).tokens()) == []
+
+
+def test_threads_are_set_when_they_change() -> None:
+    ops = RecordingOps()
+    runner = runner_of(RecordingModel(), ops)
+    row = ScheduledRow(request_with([5], [0]), 0, 1, sample=True)
+    for num_threads in (2, 2, 1, 1, 2):
+        runner.launch(StepPlan((row,), num_threads))
+    assert ops.calls == [2, 1, 2]
+
+
+def test_blocks_are_zeroed_in_the_runners_cache() -> None:
+    ops = RecordingOps()
+    runner_of(RecordingModel(), ops).zero_blocks([3, 1])
+    assert ops.calls == [((9, BLOCK_TOKENS, "bf16"), [3, 1])]
+
+
+def test_a_row_that_is_not_finite_fails_alone() -> None:
+    class Poisoned(RecordingModel):
+        def forward(self, batch: ForwardBatch, cache: object) -> Tensor:
+            hidden = super().forward(batch, cache)
+            hidden[1] = torch.nan
+            return hidden
+
+    rows = tuple(ScheduledRow(request_with([token], [token]), 0, 1, sample=True) for token in range(3))
+    results = runner_of(Poisoned(), RecordingOps()).launch(StepPlan(rows, 1)).tokens()
+    assert [result.error for result in results] == [None, NOT_FINITE, None]
+    assert [results[0].token_id, results[2].token_id] == [1, 3]
+
+
+def test_a_forward_that_raises_is_raised() -> None:
+    class Broken(RecordingModel):
+        def forward(self, batch: ForwardBatch, cache: object) -> Tensor:
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        runner_of(Broken(), RecordingOps()).launch(
+            StepPlan((ScheduledRow(request_with([5], [0]), 0, 1, sample=True),), 1)
+        )

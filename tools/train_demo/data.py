@@ -1,0 +1,286 @@
+"""Corpus, tokenizer and training rows.
+
+Turns the plain-text corpus and the chat file into fixed rows of token ids with a loss mask, once, so that training only
+slices arrays.  A row holds whole pieces, each opened by <|begin_of_text|>; attention stays inside a piece.
+
+It does not know about the model.
+"""
+
+import json
+import lzma
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+BEGIN, END, END_OF_TURN = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
+NUM_SPECIALS = 16  # +0 begin, +1 end, +9 end of turn, as in Llama 3; the rest is reserved
+SEPARATOR = "<|endoftext|>"
+CHAT_TEMPLATE = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = message['role'] | capitalize + ': '+ message['content'] | trim + '<|eot_id|>' %}"
+    "{{ content }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+)
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# How often a conversation of a source enters an epoch (fractions: that share of them).  Sources that invent bookings
+# and opinions stay out or low: a model of this size would learn their tone, not their sense.
+CHAT_WEIGHTS = {
+    "templates": 4.0,
+    "personality-chat": 2.0,
+    "chatterbot-corpus": 2.0,
+    "country-json": 1.0,
+    "wordnet": 0.5,
+    "sentence-with-word": 0.5,
+    "self-instruct-seeds": 1.0,
+    "dolly": 1.0,
+    "fairytaleqa": 0.05,  # long questions, answers of a few words: much work for few targets
+    "self-dialogue": 0.05,
+    "topical-chat": 0.0,
+    "schema-guided": 0.0,
+}
+# Sources of plain text by set; all others are books.
+TEXT_SETS = {
+    "tinystories": "story",
+    "african-storybook": "story",
+    "pratham-books": "story",
+    "fairytaleqa": "tale",
+}
+SET_NAMES = ("story", "tale", "book", "chat")
+SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are a friendly assistant.", "You tell stories for children.")
+SYSTEM_SHARE = 0.1
+JOINED_SHARE = 0.15
+MAX_JOINED_CHARS = 300
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """token_ids [R, L] uint16 and loss [R, L] bool: whether the token at that place is a target."""
+
+    token_ids: NDArray[np.uint16]
+    loss: NDArray[np.bool_]
+
+    def save(self, path: Path) -> None:
+        np.savez(path, token_ids=self.token_ids, loss=self.loss)
+
+    @classmethod
+    def load(cls, path: Path) -> "Rows":
+        with np.load(path) as arrays:
+            return cls(arrays["token_ids"], arrays["loss"])
+
+
+# ---------------------------------------------------------------- corpus
+def read_documents(path: Path) -> Iterator[str]:
+    """Documents of an .xz text whose documents end with a separator line."""
+    lines: list[str] = []
+    with lzma.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            if line.rstrip("\n") == SEPARATOR:
+                yield "".join(lines).strip()
+                lines.clear()
+            else:
+                lines.append(line)
+
+
+def read_index(path: Path) -> list[tuple[str, float]]:
+    """(source, ease) of every pre-training document in order."""
+    with lzma.open(path, "rt", encoding="utf-8") as file:
+        next(file)
+        fields = (line.rstrip("\n").split("\t") for line in file)
+        return [(row[2], float(row[5])) for row in fields]
+
+
+def read_chats(path: Path) -> list[tuple[str, list[Message]]]:
+    """(source, messages) of every conversation."""
+    with lzma.open(path, "rt", encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    return [(record["source"], record["messages"]) for record in records]
+
+
+def chat_copies(source: str, rng: random.Random) -> int:
+    """How many times a conversation of `source` enters the epoch."""
+    weight = CHAT_WEIGHTS.get(source, 1.0)
+    return int(weight) + (rng.random() < weight % 1)
+
+
+# ---------------------------------------------------------------- tokenizer
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE with Llama 3's pipeline; the last NUM_SPECIALS ids are special."""
+    base = vocab_size - NUM_SPECIALS
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    tokenizer.pre_tokenizer = _pre_tokenizer()
+    trainer = trainers.BpeTrainer(
+        vocab_size=base,
+        special_tokens=[],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() != base:
+        raise ValueError(f"the text gives only {tokenizer.get_vocab_size()} tokens, {base} are wanted")
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special_names()])
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=f"{BEGIN} $A",
+                pair=f"{BEGIN} $A {BEGIN}:1 $B:1",
+                special_tokens=[(BEGIN, special_id(tokenizer, BEGIN))],
+            ),
+        ]
+    )
+    return tokenizer
+
+
+def special_names() -> list[str]:
+    """Special tokens in id order."""
+    named = {0: BEGIN, 1: END, 9: END_OF_TURN}
+    reserved = iter(range(NUM_SPECIALS))
+    return [named.get(i) or f"<|reserved_special_token_{next(reserved)}|>" for i in range(NUM_SPECIALS)]
+
+
+def special_id(tokenizer: Tokenizer, name: str) -> int:
+    """Id of a special token that must be there."""
+    token_id: int | None = tokenizer.token_to_id(name)
+    if token_id is None:
+        raise ValueError(f"the tokenizer has no {name}")
+    return token_id
+
+
+# ---------------------------------------------------------------- pieces and rows
+def render(messages: list[Message]) -> list[tuple[str, bool]]:
+    """(text, is it a target) parts of a conversation; joined they are what the chat template gives."""
+    parts: list[tuple[str, bool]] = []
+    for message in messages:
+        role, content = message["role"].capitalize(), message["content"].strip()
+        answer = message["role"] == "assistant"
+        parts.append((f"{role}: ", False))
+        parts.append((content + END_OF_TURN, answer))
+    return parts
+
+
+def encode_chat(tokenizer: Tokenizer, messages: list[Message]) -> tuple[list[int], list[bool]]:
+    """Ids (one <|begin_of_text|> first) and targets of a conversation; only the last answer is a target.
+
+    It is encoded apart from the prompt, because at inference the prompt ends in "Assistant: " (a lone space token) and
+    the answer starts a new piece, while earlier answers are part of the prompt.
+    """
+    parts = [text for text, _ in render(messages)]
+    prompt = tokenizer.encode("".join(parts[:-1])).ids
+    answer = tokenizer.encode(parts[-1], add_special_tokens=False).ids
+    return prompt + answer, [False] * len(prompt) + [True] * len(answer)
+
+
+def encode_document(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a plain document between <|begin_of_text|> and <|end_of_text|>."""
+    return [*tokenizer.encode(text).ids, special_id(tokenizer, END)]
+
+
+def stream_rows(documents: Iterable[list[int]], row_length: int) -> Rows:
+    """Cut the joined documents into rows; every token but <|begin_of_text|> (the first id) is a target."""
+    joined = np.fromiter((i for document in documents for i in document), dtype=np.uint16)
+    rows = joined[: len(joined) // row_length * row_length].reshape(-1, row_length)
+    return Rows(rows, np.ones_like(rows, dtype=bool) & (rows != joined[0]))
+
+
+def pack_rows(pieces: list[tuple[list[int], list[bool]]], row_length: int, padding_id: int) -> Rows:
+    """First-fit packing of whole pieces into rows; longer pieces are cut, the rest of a row is padding without loss."""
+    rows: list[tuple[list[int], list[bool]]] = []
+    open_rows: list[int] = []
+    for ids, loss in pieces:
+        ids, loss = ids[:row_length], loss[:row_length]
+        place = next((r for r in open_rows if len(rows[r][0]) + len(ids) <= row_length), None)
+        if place is None:
+            place = len(rows)
+            rows.append(([], []))
+            open_rows = [*open_rows[-15:], place]  # a short list of open rows keeps the packing linear in time
+        rows[place][0].extend(ids)
+        rows[place][1].extend(loss)
+    token_ids = np.full((len(rows), row_length), padding_id, np.uint16)
+    targets = np.zeros((len(rows), row_length), bool)
+    for r, (ids, loss) in enumerate(rows):
+        token_ids[r, : len(ids)] = ids
+        targets[r, : len(loss)] = loss
+    return Rows(token_ids, targets)
+
+
+# ---------------------------------------------------------------- preparation
+def prepare(
+    corpus: Path, out: Path, *, vocab_size: int, row_length: int, min_ease: float, seed: int = 1
+) -> dict[str, int]:
+    """Write tokenizer.json (unless it is there) and one .npz per set; returns the sizes of the sets in tokens."""
+    rng = random.Random(seed)
+    out.mkdir(parents=True, exist_ok=True)
+    texts = _plain_texts(corpus, min_ease)
+    chats = _conversations(corpus, rng)
+    tokenizer_path = out / "tokenizer.json"
+    if not tokenizer_path.exists():
+        rendered = ("".join(part for part, _ in render(m)).replace(END_OF_TURN, "\n") for m in chats)
+        train_tokenizer([*texts["story"], *texts["tale"], *rendered], vocab_size).save(str(tokenizer_path))
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    sets = {
+        "chat": pack_rows([encode_chat(tokenizer, m) for m in chats], row_length, special_id(tokenizer, END)),
+    }
+    for name, documents in texts.items():
+        rng.shuffle(documents)
+        sets[name] = stream_rows((encode_document(tokenizer, text) for text in documents), row_length)
+    for name, rows in sets.items():
+        rows.save(out / f"{name}.npz")
+    return {name: rows.token_ids.size for name, rows in sets.items()}
+
+
+def _plain_texts(corpus: Path, min_ease: float) -> dict[str, list[str]]:
+    """Documents by set; only books with a simplicity score of `min_ease` or more are taken."""
+    texts: dict[str, list[str]] = {"story": [], "tale": [], "book": []}
+    index = read_index(corpus / "pretrain.index.tsv.xz")
+    for (source, ease), text in zip(index, read_documents(corpus / "pretrain.txt.xz"), strict=True):
+        name = TEXT_SETS.get(source, "book")
+        if name != "book" or ease >= min_ease:
+            texts[name].append(text)
+    return texts
+
+
+def _conversations(corpus: Path, rng: random.Random) -> list[list[Message]]:
+    """The conversations of an epoch in random order, each ending in an answer."""
+    records = read_chats(corpus / "chat.jsonl.xz")
+    chats = [messages for source, messages in records for _ in range(chat_copies(source, rng))]
+    chats = [m[: -1 if m[-1]["role"] != "assistant" else None] for m in chats]
+    chats += [_joined(chats, rng) for _ in range(int(JOINED_SHARE * len(chats)))]
+    chats = [_with_system_prompt(messages, rng) for messages in chats]
+    rng.shuffle(chats)
+    return chats
+
+
+def _joined(chats: list[list[Message]], rng: random.Random) -> list[Message]:
+    """Two or three short conversations in a row: the sources have few with several turns and a clear answer."""
+    joined: list[Message] = []
+    while len(joined) < rng.choice((4, 6)):
+        messages = rng.choice(chats)
+        if sum(len(message["content"]) for message in messages) < MAX_JOINED_CHARS:
+            joined += messages
+    return joined
+
+
+def _with_system_prompt(messages: list[Message], rng: random.Random) -> list[Message]:
+    """Some conversations get a system message, so that one sent by a client is not a surprise."""
+    if messages[0]["role"] == "system" or rng.random() >= SYSTEM_SHARE:
+        return messages
+    return [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}, *messages]

@@ -1,0 +1,210 @@
+"""The BitNet b1.58 2B-4T architecture, written for quantization-aware training.
+
+Every projection keeps a full-precision master weight; the forward pass sees its ternary image and int8 activations, the
+backward pass goes straight through both roundings.  Names of parameters are those of the checkpoint format, so export
+is a walk over `named_parameters`.
+
+It does not know about data, schedules or files.
+
+Sources: Ma et al. 2024, "The Era of 1-bit LLMs" (absmean weights, eq. 1-3; per-token absmax activations);
+Ma et al. 2025, "BitNet b1.58 2B4T Technical Report" (squared ReLU, sub-norms); Bengio et al. 2013 (straight-through).
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class DemoConfig:
+    """Sizes of the demo model; `num_heads * head_dim == hidden_size` because attn_sub_norm spans the hidden size."""
+
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    num_layers: int = 6
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    ffn_size: int = 768
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    max_positions: int = 2048
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    def to_dict(self) -> dict[str, int | float]:
+        return asdict(self)
+
+
+def absmean(weight: Tensor) -> Tensor:
+    """The ternary scale mean|W| [] in fp32, rounded to bf16: it is exported so, and nothing is lost then."""
+    return weight.abs().mean().clamp_min(1e-5).to(torch.bfloat16).float()
+
+
+class _TernaryWeight(torch.autograd.Function):
+    """absmean ternarization with a straight-through gradient: W -> clamp(round(W/m), -1, 1) * m, m = mean|W|."""
+
+    @staticmethod
+    def forward(_ctx: object, weight: Tensor) -> Tensor:
+        scale = absmean(weight)
+        return (weight / scale).round_().clamp_(-1, 1).mul_(scale)
+
+    @staticmethod
+    def backward(_ctx: object, grad: Tensor) -> Tensor:
+        return grad
+
+
+class _Int8Activation(torch.autograd.Function):
+    """Per-token absmax int8 rounding with a straight-through gradient; x [..., K] keeps its shape and dtype."""
+
+    @staticmethod
+    def forward(_ctx: object, x: Tensor) -> Tensor:
+        scale = 127.0 / x.abs().amax(-1, keepdim=True).clamp_min_(1e-5)
+        return (x * scale).round_().div_(scale)
+
+    @staticmethod
+    def backward(_ctx: object, grad: Tensor) -> Tensor:
+        return grad
+
+
+def ternarize(weight: Tensor) -> Tensor:
+    """Ternary image of a master weight [N, K], times its scale."""
+    image: Tensor = _TernaryWeight.apply(weight)  # type: ignore[no-untyped-call]
+    return image
+
+
+def round_activation(x: Tensor) -> Tensor:
+    """Activations as int8 codes see them, back in floating point."""
+    image: Tensor = _Int8Activation.apply(x)  # type: ignore[no-untyped-call]
+    return image
+
+
+class BitLinear(nn.Module):
+    """A projection [N, K] without bias.  The caller rounds the input, because q/k/v and gate/up share theirs."""
+
+    def __init__(self, in_size: int, out_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_size, in_size) * in_size**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, ternarize(self.weight).to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """x * gain / rms(x) over the last axis."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+def rope_tables(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, head_dim] for the split-halves (NeoX) rotation, fp32."""
+    inverse = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim)
+    angles = torch.outer(torch.arange(length, device=device).float(), inverse)
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x [B, Hq, T, D]."""
+    left, right = x.chunk(2, -1)
+    return x * cos.to(x.dtype) + torch.cat([-right, left], -1) * sin.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with a norm between the heads and the output projection."""
+
+    def __init__(self, config: DemoConfig) -> None:
+        super().__init__()
+        hidden, kv_size = config.hidden_size, config.num_kv_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.q_proj = BitLinear(hidden, hidden)
+        self.k_proj = BitLinear(hidden, kv_size)
+        self.v_proj = BitLinear(hidden, kv_size)
+        self.o_proj = BitLinear(hidden, hidden)
+        self.attn_sub_norm = RMSNorm(hidden, config.norm_eps)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        x = round_activation(x)
+        q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        y = self.attn_sub_norm(y.transpose(1, 2).flatten(2))
+        return self.o_proj(round_activation(y))
+
+
+class FeedForward(nn.Module):
+    """down(norm(relu(gate x)^2 * up x))."""
+
+    def __init__(self, config: DemoConfig) -> None:
+        super().__init__()
+        self.gate_proj = BitLinear(config.hidden_size, config.ffn_size)
+        self.up_proj = BitLinear(config.hidden_size, config.ffn_size)
+        self.down_proj = BitLinear(config.ffn_size, config.hidden_size)
+        self.ffn_sub_norm = RMSNorm(config.ffn_size, config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = round_activation(x)
+        y = self.ffn_sub_norm(functional.relu(self.gate_proj(x)).square() * self.up_proj(x))
+        return self.down_proj(round_activation(y))
+
+
+class Layer(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, config: DemoConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and last norm; a class of its own only so that parameter names start with `model.`."""
+
+    def __init__(self, config: DemoConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        nn.init.normal_(self.embed_tokens.weight, std=0.05)
+
+
+class DemoModel(nn.Module):
+    """The language model; the head is the (unquantized) embedding."""
+
+    def __init__(self, config: DemoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+
+    def hidden(self, token_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Last normed states [B, T, H] of token_ids [B, T]; mask [B, 1, T, T] is additive or bool, None is causal."""
+        rope = rope_tables(token_ids.shape[1], self.config.head_dim, self.config.rope_theta, token_ids.device)
+        x = self.model.embed_tokens(token_ids)
+        for layer in self.model.layers:
+            x = layer(x, rope, mask)
+        return self.model.norm(x)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [..., V] of states [..., H]."""
+        return functional.linear(states, self.model.embed_tokens.weight.to(states.dtype))
+
+    def forward(self, token_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.logits(self.hidden(token_ids, mask))
