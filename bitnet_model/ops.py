@@ -37,6 +37,11 @@ class Ops(Protocol):
         """The wing: "cpu", "triton"."""
         ...
 
+    @property
+    def head_dtypes(self) -> tuple[str, ...]:
+        """What `pack_table` takes as `head_dtype`, the default first."""
+        ...
+
     def pack(self, segments: Sequence[tuple[Tensor, Tensor]]) -> Weights:
         """Take over the ternary weights of one fused linear.
 
@@ -143,6 +148,10 @@ class Ops(Protocol):
 
     def memory_bytes(self, handle: Any) -> int:
         """Bytes one of this wing's handles keeps resident."""
+        ...
+
+    def close(self) -> None:
+        """End the wing's threads and give torch its own back. No verb is called afterwards."""
         ...
 
 

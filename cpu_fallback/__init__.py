@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+
+from cpu_fallback import native_loading
+from cpu_fallback.native_wing import NativeCpuWing
 from cpu_fallback.threads import allowed_threads
 from cpu_fallback.wing import TorchWing
 
-NATIVE_ISAS = ("avx512_vnni", "avx2_vnni", "avx2", "neon_dot", "portable")
+logger = logging.getLogger(__name__)
 
 
-def load(isa: str, threads: int | None) -> TorchWing:
-    """The wing for an instruction set: "torch", or "auto" for the best one that is built.
+def load(isa: str, threads: int | None) -> NativeCpuWing | TorchWing:
+    """The wing for an instruction set: a native one by name, "torch", or "auto" for the fastest that runs here.
 
-    `threads` None takes all the cores this process may use.
-
-    Raises ValueError for an unknown name and RuntimeError, naming the cure, for one that is not built.
+    `threads` None takes all the cores this process may use. "auto" without a native library falls back to torch and
+    says so. Raises ValueError for an unknown name, and RuntimeError, naming the cure, for one that cannot run here.
     """
-    if isa in NATIVE_ISAS:
-        raise RuntimeError(f"the native CPU kernels ({isa}) are not built in this version; use --cpu-isa torch or auto")
-    if isa not in ("auto", "torch"):
-        raise ValueError(f"cpu_isa must be one of auto, torch, {', '.join(NATIVE_ISAS)}, not {isa!r}")
-    return TorchWing(threads or allowed_threads())
+    num_threads = threads or allowed_threads()
+    if isa == "torch":
+        return TorchWing(num_threads)
+    if isa != "auto" and isa not in native_loading.ISAS:
+        raise ValueError(f"cpu_isa must be one of auto, torch, {', '.join(native_loading.ISAS)}, not {isa!r}")
+    try:
+        return native_loading.load(isa, num_threads)
+    except RuntimeError as error:
+        if isa != "auto":
+            raise
+        logger.warning("the native CPU kernels are not used, and torch is much slower: %s", error)
+        return TorchWing(num_threads)

@@ -6,9 +6,11 @@ what another request left behind (NaN, say) is never touched. Knows no request; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,13 +75,20 @@ def new_cache(
     num_slots = num_blocks * block_tokens + 1
 
     def store() -> Store:
-        rows = torch.zeros(num_slots, num_kv_heads, head_dim, dtype=torch.bfloat16 if dtype == "bf16" else torch.int8)
-        return Store(rows, None if dtype == "bf16" else torch.zeros(num_slots, num_kv_heads, 1))
+        if dtype == "bf16":
+            return Store(_untouched_zeros(torch.bfloat16, num_slots, num_kv_heads, head_dim), None)
+        rows = _untouched_zeros(torch.int8, num_slots, num_kv_heads, head_dim)
+        return Store(rows, _untouched_zeros(torch.float32, num_slots, num_kv_heads, 1))
 
     # Not inference tensors, whatever the caller is in: they are written to for as long as the model is served.
     with torch.inference_mode(False):
         keys, values = (tuple(store() for _ in range(num_layers)) for _ in range(2))
     return Cache(keys, values, num_blocks, block_tokens)
+
+
+def _untouched_zeros(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Zeros that cost no memory until written: numpy asks the system for zero pages, torch fills its own."""
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 def zero_blocks(cache: Cache, block_ids: Sequence[int]) -> None:

@@ -27,6 +27,7 @@ class TorchWing:
     """The verbs. Contracts are those of the seam; shapes and errors stand at the functions called here."""
 
     name = "cpu"
+    head_dtypes = ("int8",)
 
     def __init__(self, threads: int, form: Form | None = None) -> None:
         """`form` None takes the faster integer product for this CPU; the results are the same."""

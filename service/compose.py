@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 import bitnet_model
 from bitnet_model.config import ModelConfig
-from bitnet_model.errors import CheckpointError
+from bitnet_model.errors import BackendUnavailable, CheckpointError
 from bitnet_model.hub import resolve_model
 from service.api.app import create_app
 from service.config import ConfigError, Settings
@@ -56,8 +56,7 @@ def _exit_status(cause: BaseException | None) -> int:
     """What loading failed of; its message is in the log already."""
     if isinstance(cause, CheckpointError):
         return EXIT_CHECKPOINT
-    # BackendUnavailable is a RuntimeError of bitnet_model.ops, which must not be imported before torch is wanted
-    if isinstance(cause, ConfigError) or type(cause).__name__ == "BackendUnavailable":
+    if isinstance(cause, ConfigError | BackendUnavailable):
         return EXIT_CONFIG
     return EXIT_ENGINE_DEAD
 
@@ -72,15 +71,20 @@ def load(settings: Settings) -> Loaded:
     from bitnet_model.checkpoint import load_model
     from bitnet_model.ops import load_ops
     from service.engine.runner import ModelRunner
-    from service.engine.tokenizer import Tokenizer
+    from service.engine.tokenizer import Tokenizer, TokenizerError
 
     ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads)
     n_threads = int(ops.describe()["threads"])
-    tokenizer = Tokenizer.from_folder(folder, config.eos_token_ids)
+    head_dtype = settings.head_dtype or ops.head_dtypes[0]
+    if head_dtype not in ops.head_dtypes:
+        available = ", ".join(ops.head_dtypes)
+        raise ConfigError(f"head_dtype {head_dtype} is not available on the {ops.name} backend; available: {available}")
+    try:
+        tokenizer = Tokenizer.from_folder(folder, config.eos_token_ids, vocab_size=config.vocab_size)
+    except TokenizerError as error:
+        raise CheckpointError(folder, [str(error)]) from error
     with loading_bar(model_id) as progress:
-        model = load_model(
-            folder, ops, head_dtype=settings.head_dtype or "int8", progress=progress, max_positions=sizes.n_ctx_max
-        )
+        model = load_model(folder, ops, head_dtype=head_dtype, progress=progress, max_positions=sizes.n_ctx_max)
     pool = BlockPool(-(-sizes.kv_tokens // BLOCK_TOKENS))
     runner = ModelRunner(
         model, ops, num_blocks=pool.num_blocks, block_tokens=pool.block_tokens, kv_dtype=settings.kv_cache_dtype

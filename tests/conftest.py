@@ -1,12 +1,25 @@
-"""Fixtures shared by all groups: random checkpoints in the three on-disk formats, written once a session if used."""
+"""Fixtures shared by all groups: both CPU wings, and random checkpoints in the three on-disk formats."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bitnet_model.ops import Ops, load_ops
 from tools.make_checkpoint import write_checkpoint
+
+
+@pytest.fixture(scope="module", params=["torch", "native"])
+def ops(request: pytest.FixtureRequest) -> Iterator[Ops]:
+    """Each CPU wing, on two threads. The native one is skipped where it was not built, as after an install without a
+    compiler: everything must hold there on torch alone."""
+    wing = load_ops("cpu", isa="torch" if request.param == "torch" else "auto", threads=2)
+    if request.param == "native" and wing.describe()["isa"] == "torch":
+        pytest.skip("the native CPU wing is not built here")
+    yield wing
+    wing.close()
 
 
 def _checkpoint(factory: pytest.TempPathFactory, fmt: str, preset: str) -> Path:

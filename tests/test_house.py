@@ -25,6 +25,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "service.engine.runner": ("service.engine", "bitnet_model"),
     "service.engine.sampler": ("service.engine", "bitnet_model"),
     "service.config": (),
+    "service.sizes": ("service.config",),
     "service.logs": (),
     "service.metrics": (),
     "service": (),
@@ -33,8 +34,8 @@ LAW: dict[str, tuple[str, ...]] = {
     "cpu_fallback": ("cpu_fallback",),
     "triton_kernels": ("triton_kernels",),
 }
-MAY_TORCH = ("service.engine.runner", "service.engine.sampler", "bitnet_model", "cpu_fallback", "triton_kernels")
-ENGINE_MODULES_WITH_TORCH = ("service.engine.runner", "service.engine.sampler")
+ENGINE_MODULES_WITH_TORCH = ("service.engine.runner", "service.engine.sampler", "service.engine.candidates")
+MAY_TORCH = (*ENGINE_MODULES_WITH_TORCH, "bitnet_model", "cpu_fallback", "triton_kernels")
 HTTP_LIBRARIES = {"fastapi", "starlette", "uvicorn", "sse_starlette", "h11", "httpx"}
 MAY_HTTP = ("service.api", "service.server")
 WING_LIBRARIES = {

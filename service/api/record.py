@@ -107,6 +107,6 @@ def _summarise(scope: MutableMapping[str, Any], record: Record, seconds: float) 
     if record.code:
         fields["code"] = record.code
     # A probe every second is not worth a line each.
-    level = logging.DEBUG if "/health" in scope["path"] and record.status == 200 else logging.INFO
+    level = logging.DEBUG if "/health" in scope["path"] else logging.INFO
     message = " ".join(f"{name}={value}" for name, value in fields.items())
     logger.log(level, "%s", message, extra={"fields": fields})

@@ -1,46 +1,27 @@
-"""The tokens a row may become: enough of the largest logits, edited, in order.
+"""The tokens a row may become, in order of their edited logits.
 
-Not every logit is looked at. The k largest of a row's edited logits are among its k + E largest raw ones and its E
-edited ones, so those suffice; only a row without a limit needs its whole vocabulary. How many more a neighbour needs
-changes nothing: the surplus ranks behind a row's own k.
+Not every logit has to be looked at. The k largest of a row's edited logits are among its k + E largest raw ones and
+its E edited ones, so those suffice. How many more a neighbour needs changes nothing: they rank behind a row's own k.
 
-Knows nothing of probabilities, nor of the model beyond `LogitSource`.
+Knows nothing of probabilities, nor where logits come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from service.engine.penalties import Edits, apply_edits, collect_edits
+from service.engine.penalties import Edits, apply_edits
 from service.engine.request import Request
-
-MAX_TOP = 1024
-"""A row that needs more of the largest logits than this is ranked from its whole vocabulary, by itself."""
 
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 LOW_WORD = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 SIGN_BIT = np.uint32(0x80000000)
-
-
-class LogitSource(Protocol):
-    """What sampling needs of a model; hidden states are f32 [R, H]."""
-
-    def logits(self, x: Tensor) -> Tensor:
-        """f32 [R, V]."""
-        ...
-
-    def top_logits(self, x: Tensor, k: int, extra_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """ids int64 and logits f32, both [R, min(k, V) + E]: the k largest in order, then those of extra_ids [R, E]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,44 +40,7 @@ class Candidates:
     finite: NDArray[np.bool_]
 
 
-def rank_candidates(
-    source: LogitSource, hidden: Tensor, requests: Sequence[Request], limits: Sequence[int | None]
-) -> list[Candidates]:
-    """Rank at least the limits[r] best tokens of each request (None: all), given hidden states f32 [R, H].
-
-    Every request is in one element of the list.
-    """
-    edits = collect_edits(requests)
-    needs = [
-        MAX_TOP + 1 if limit is None else limit + num_edits
-        for limit, num_edits in zip(limits, edits.per_row(), strict=True)
-    ]
-    narrow = [row for row, need in enumerate(needs) if need <= MAX_TOP]
-    ranked = []
-    if narrow:
-        x, own, own_requests = _select(narrow, hidden, edits, requests)
-        top_ids, top_logits = source.top_logits(x, max(needs[row] for row in narrow), torch.from_numpy(own.ids))
-        in_order = own.ids.size == 0
-        ranked.append(_rank(narrow, top_ids.numpy(), top_logits.numpy(), own, own_requests, in_order=in_order))
-    for row in range(len(requests)):
-        if needs[row] > MAX_TOP:
-            x, own, own_requests = _select([row], hidden, edits, requests)
-            every = source.logits(x).numpy()
-            ids = np.concatenate([np.arange(every.shape[1])[None, :], own.ids], axis=1)
-            logits = every[:, ids[0]]  # NO_ID reads some logit, which its bias of -inf undoes
-            ranked.append(_rank([row], ids, logits, own, own_requests, in_order=False))
-    return ranked
-
-
-def _select(
-    rows: list[int], hidden: Tensor, edits: Edits, requests: Sequence[Request]
-) -> tuple[Tensor, Edits, Sequence[Request]]:
-    if len(rows) == len(requests):
-        return hidden, edits, requests
-    return hidden[rows], edits.of_rows(rows), [requests[row] for row in rows]
-
-
-def _rank(
+def rank(
     rows: list[int], ids: I64, logits: F32, edits: Edits, requests: Sequence[Request], *, in_order: bool
 ) -> Candidates:
     """Edit and sort: ids and raw logits are [N, K + E], some of the vocabulary and then those of edits.ids."""

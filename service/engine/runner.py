@@ -18,10 +18,9 @@ from torch import Tensor
 from bitnet_model.batch import ForwardBatch
 from bitnet_model.ops import CacheDtype
 from bitnet_model.plan import Cache
-from service.engine.candidates import LogitSource
 from service.engine.plan import RowResult, ScheduledRow, StepPlan
 from service.engine.ragged import flatten, pad
-from service.engine.sampler import sample
+from service.engine.sampler import LogitSource, sample
 
 
 class StepModel(LogitSource, Protocol):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,16 +24,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine import philox
-from service.engine.candidates import Candidates, LogitSource, rank_candidates
-from service.engine.penalties import NO_ID
+from service.engine.candidates import Candidates, rank
+from service.engine.penalties import NO_ID, Edits, collect_edits
 from service.engine.plan import RowResult
 from service.engine.request import Request, SamplingParams
 
 NOT_FINITE = "the model's logits are not finite numbers"
 ALL_BANNED = "logit_bias bans every token"
 
+MAX_TOP = 1024
+"""A row that needs more of the largest logits than this is ranked from its whole vocabulary, by itself."""
+
 TINY = 5e-324
 F64 = NDArray[np.float64]
+
+
+class LogitSource(Protocol):
+    """What sampling needs of a model; hidden states are f32 [R, H]."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """f32 [R, V]."""
+        ...
+
+    def top_logits(self, x: Tensor, k: int, extra_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids int64 and logits f32, both [R, min(k, V) + E]: the k largest in order, then those of extra_ids [R, E]."""
+        ...
 
 
 def sample(source: LogitSource, hidden: Tensor, requests: Sequence[Request]) -> list[RowResult]:
@@ -49,6 +65,43 @@ def sample(source: LogitSource, hidden: Tensor, requests: Sequence[Request]) -> 
                 if is_finite[row]:
                     results[row] = result
     return results
+
+
+def rank_candidates(
+    source: LogitSource, hidden: Tensor, requests: Sequence[Request], limits: Sequence[int | None]
+) -> list[Candidates]:
+    """Rank at least the limits[r] best tokens of each request (None: all), given hidden states f32 [R, H].
+
+    Every request is in one element of the list.
+    """
+    edits = collect_edits(requests)
+    needs = [
+        MAX_TOP + 1 if limit is None else limit + num_edits
+        for limit, num_edits in zip(limits, edits.per_row(), strict=True)
+    ]
+    narrow = [row for row, need in enumerate(needs) if need <= MAX_TOP]
+    ranked = []
+    if narrow:
+        x, own, own_requests = _select(narrow, hidden, edits, requests)
+        top_ids, top_logits = source.top_logits(x, max(needs[row] for row in narrow), torch.from_numpy(own.ids))
+        in_order = own.ids.size == 0
+        ranked.append(rank(narrow, top_ids.numpy(), top_logits.numpy(), own, own_requests, in_order=in_order))
+    for row in range(len(requests)):
+        if needs[row] > MAX_TOP:
+            x, own, own_requests = _select([row], hidden, edits, requests)
+            every = source.logits(x).numpy()
+            ids = np.concatenate([np.arange(every.shape[1])[None, :], own.ids], axis=1)
+            logits = every[:, ids[0]]  # NO_ID reads some logit, which its bias of -inf undoes
+            ranked.append(rank([row], ids, logits, own, own_requests, in_order=False))
+    return ranked
+
+
+def _select(
+    rows: list[int], hidden: Tensor, edits: Edits, requests: Sequence[Request]
+) -> tuple[Tensor, Edits, Sequence[Request]]:
+    if len(rows) == len(requests):
+        return hidden, edits, requests
+    return hidden[rows], edits.of_rows(rows), [requests[row] for row in rows]
 
 
 def finite_rows(x: Tensor) -> list[bool]:

@@ -6,11 +6,7 @@ import logging
 
 import pytest
 
-from bitnet_model.ops import BackendUnavailable, Ops, load_ops
-
-
-def close(ops: Ops) -> None:
-    ops.close()  # type: ignore[attr-defined]
+from bitnet_model.ops import BackendUnavailable, load_ops
 
 
 def test_auto_takes_the_cpu_wing_and_logs_what_and_why(caplog: pytest.LogCaptureFixture) -> None:
@@ -19,7 +15,7 @@ def test_auto_takes_the_cpu_wing_and_logs_what_and_why(caplog: pytest.LogCapture
     assert ops.name == "cpu"
     assert "auto: this version has no GPU kernels" in caplog.text
     assert f"isa {ops.describe()['isa']}" in caplog.text
-    close(ops)
+    ops.close()
 
 
 def test_triton_by_name_is_unavailable_and_names_the_cure() -> None:

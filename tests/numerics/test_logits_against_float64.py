@@ -6,7 +6,7 @@ asked for: it disagrees with itself between prefill and decode by as much as wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bitnet_model.checkpoint import load_model
-from bitnet_model.ops import CacheDtype, Ops, load_ops
+from bitnet_model.ops import CacheDtype, Ops
 from tests.bitnet_model.traffic import Traffic
 from tools.reference import Comparison, compare, load_reference, reference_logits
 
@@ -25,13 +25,6 @@ MAX_ERROR_RATIO = 1.1
 
 Case = tuple[str, str]
 CASES = [(preset, fmt) for preset in ("tiny", "small") for fmt in ("packed", "master", "llama")]
-
-
-@pytest.fixture(scope="module")
-def ops() -> Iterator[Ops]:
-    wing = load_ops("cpu", threads=1)
-    yield wing
-    wing.close()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)

@@ -3,85 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.server.live import read_all, request_bytes, wait_until
+from tests.server.process import Process
 from tests.service.api.asgi import error_of, events_of
-
-ROOT = Path(__file__).parents[2]
-
-
-class Process:
-    """A server process; its log is read as it comes."""
-
-    def __init__(self, **given: Any) -> None:
-        command = [sys.executable, "-m", "tests.server.fake_server", json.dumps(given)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        self.log = ""
-        self.reader = threading.Thread(target=self._read)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log += line
-
-    def wait_for(self, text: str) -> None:
-        wait_until(lambda: text in self.log or self.process.poll() is not None, 30)
-        assert text in self.log, self.log
-
-    @property
-    def port(self) -> int:
-        self.wait_for("listening on")
-        match = re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.log)
-        assert match
-        return int(match[1])
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def ready(self) -> Process:
-        self.wait_for("ready: ")
-        return self
-
-    def signal(self, number: int) -> None:
-        os.kill(self.process.pid, number)
-
-    def exit_code(self, seconds: float = 15) -> int:
-        code = self.process.wait(seconds)
-        self.reader.join()
-        return code
 
 
 @contextmanager
 def serving(**given: Any) -> Iterator[Process]:
     """A process that is gone afterwards; unless its engine is made to die, there is no traceback in its log."""
-    process = Process(**given)
+    process = Process("tests.server.fake_server", json.dumps(given))
     try:
         yield process
         process.exit_code()
         assert "dies" in given or "Traceback" not in process.log, process.log
     finally:
-        process.process.kill()
-        process.process.wait()
-        process.reader.join()
-        assert process.process.stderr is not None
-        process.process.stderr.close()
+        process.end()
 
 
 class Streaming(threading.Thread):

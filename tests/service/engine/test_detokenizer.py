@@ -48,7 +48,7 @@ def test_half_a_character_at_the_end_becomes_a_replacement_character() -> None:
     assert run([b"ab\xe2\x82"], [])[0] == ["ab", "\ufffd"]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.binary(max_size=40), seed=st.integers(0, 1 << 32))
 def test_any_bytes_decode_as_python_decodes_the_whole(data: bytes, seed: int) -> None:
     pieces, _ = run(cut(data, random.Random(seed)), [])
@@ -58,7 +58,7 @@ def test_any_bytes_decode_as_python_decodes_the_whole(data: bytes, seed: int) ->
 def test_the_brute_force_oracle_agrees_on_random_texts_and_stop_strings() -> None:
     rng = random.Random(7)
     num_stopped = 0
-    for _ in range(6000):
+    for _ in range(3000):
         alphabet = rng.choice(["ab", "abc", "aé€\U0001f600", "ab\ufffd"])
         data = "".join(rng.choices(alphabet, k=rng.randint(0, 25))).encode()
         if rng.random() < 0.3 and data:
@@ -68,12 +68,12 @@ def test_the_brute_force_oracle_agrees_on_random_texts_and_stop_strings() -> Non
         pieces, detokenizer = run(cut(data, rng), stop)
         assert ("".join(pieces), detokenizer.stopping_word) == oracle(data, stop), (data, stop)
         num_stopped += bool(detokenizer.stopping_word)
-    assert 1000 < num_stopped < 5900
+    assert 500 < num_stopped < 2950
 
 
 def test_text_that_may_become_a_stop_string_is_held_back_and_no_more_than_that() -> None:
     rng = random.Random(3)
-    for _ in range(1500):
+    for _ in range(600):
         text = "".join(rng.choices("ab", k=12))
         stop = ["".join(rng.choices("ab", k=rng.randint(2, 6))) for _ in range(3)]
         detokenizer, shown = Detokenizer(stop), ""

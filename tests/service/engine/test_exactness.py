@@ -5,7 +5,7 @@ Whole engines with a tiny checkpoint. The same requests are run in one way and i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from bitnet_model.batch import ForwardBatch
 from bitnet_model.checkpoint import load_model
 from bitnet_model.model import Model
-from bitnet_model.ops import CacheDtype, Ops, load_ops
+from bitnet_model.ops import CacheDtype, Ops
 from service.engine.blocks import BLOCK_TOKENS, BlockPool
 from service.engine.engine import Engine
 from service.engine.request import Delta, FinishReason, Limits, Request, SamplingParams
@@ -41,12 +41,10 @@ class Setup:
 
 
 @pytest.fixture(scope="module", params=[("tiny_packed", "bf16"), ("tiny_llama", "int8")], ids=lambda p: "-".join(p))
-def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
+def setup(request: pytest.FixtureRequest, ops: Ops) -> Setup:
     name, kv_dtype = request.param
     folder: Path = request.getfixturevalue(name)
-    ops = load_ops("cpu", threads=2)
-    yield Setup(ops, load_model(folder, ops, head_dtype="int8"), kv_dtype)
-    ops.set_threads(1)
+    return Setup(ops, load_model(folder, ops, head_dtype="int8"), kv_dtype)
 
 
 class NoText:

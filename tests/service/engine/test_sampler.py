@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from service.engine.candidates import MAX_TOP, sort_by_rank
+from service.engine.candidates import sort_by_rank
 from service.engine.request import Request
-from service.engine.sampler import ALL_BANNED, NOT_FINITE, sample
+from service.engine.sampler import ALL_BANNED, MAX_TOP, NOT_FINITE, sample
 from tests.service.engine.sampling_reference import LogitTable, reference_token, reference_weights, request_of
 
 VOCAB = 97

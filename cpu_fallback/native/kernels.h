@@ -1,0 +1,52 @@
+// What one instruction set offers: single-threaded kernels over a part of each verb's work.
+//
+// The verbs (verbs.cpp) cut the work and hand the parts to the pool; a kernel never sees a thread. All tables give the
+// same bytes for the same input. A table is built by its own source file, compiled with its own flags.
+#pragma once
+
+#include "abi.h"
+
+namespace bitnet {
+
+// The queries of one request a kernel attends with at once, for one key-value head.
+struct AttentionPart {
+    const float* q;            // [queries][heads][D], the first query of the part
+    float* out;                // [queries][heads * D], the same
+    const int32_t* block_ids;  // of the request
+    int64_t first_position;    // of the first query
+    int32_t queries, heads, layer, kv_head;
+};
+
+struct Kernels {
+    const char* isa;
+    int32_t linear_groups;  // groups of 16 rows a tile takes at once: cut rows at multiples of it
+    int32_t head_groups;
+    void (*linear)(const bn_quantized& q, const bn_weights& w, const float* residual, float* out, int32_t first_group,
+                   int32_t last_group);
+    void (*head)(const bn_quantized& q, const bn_table& table, float* logits, int32_t first_group, int32_t last_group);
+    void (*norm_quantize)(const float* x, const float* gain, float eps, const bn_quantized& out, int32_t token);
+    // scratch [F]
+    void (*gate_norm_quantize)(const float* gate_up, const float* gain, float eps, int32_t act, float* scratch,
+                               const bn_quantized& out, int32_t token);
+    // One token: qkv row in, rotated q [heads][D] out, keys and values into the cache. scratch [2 D + 16]
+    void (*rope_write)(const float* qkv, const float* cos, const float* sin, int32_t heads, const bn_cache& cache,
+                       int32_t layer, int64_t slot, float* scratch, float* q_out);
+    // scratch: attention_scratch() floats
+    void (*attend)(const AttentionPart& part, const bn_cache& cache, float* scratch);
+};
+
+constexpr int32_t kAttentionRows = 32;  // (query, head) pairs of a part, unless one query's heads alone are more
+
+int32_t attention_queries(int32_t heads_per_group);  // queries of a part
+size_t attention_scratch(const bn_cache& cache, int32_t heads_per_group);  // floats
+
+const Kernels* portable_kernels();
+const Kernels* avx2_kernels();         // nullptr where the compiler could not build it
+const Kernels* avx2_vnni_kernels();    // the same
+const Kernels* avx512_vnni_kernels();  // the same
+const Kernels* neon_dot_kernels();     // the same
+
+const char* isa_refusal(const char* isa);      // nullptr: this machine runs it
+const Kernels* kernels_named(const char* isa);  // nullptr when refused
+
+}  // namespace bitnet

@@ -1,0 +1,16 @@
+// The last lines of every instruction set's source: its kernels gathered in one table.
+#pragma once
+
+#include "attention.h"
+#include "linear.h"
+#include "pointwise.h"
+
+namespace {
+
+constexpr int kLargerGroups = kLinearGroups > kRowGroups ? kLinearGroups : kRowGroups;
+
+constexpr bitnet::Kernels make_table(const char* isa) {
+    return {isa, kLargerGroups, kHeadGroups, linear, head, norm_quantize, gate_norm_quantize, rope_write, attend};
+}
+
+}  // namespace

@@ -1,0 +1,182 @@
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "context.h"
+
+namespace bitnet {
+namespace {
+
+int32_t groups_of(int32_t rows) { return (rows + 15) / 16; }
+
+// Eight items a thread: enough that a thread the system took away does not hold the others up, few enough that
+// claiming costs nothing. One thread gets one item.
+constexpr int kItemsPerThread = 8;
+
+// body(first, last) over 0..count in pieces of a multiple of `unit`.
+template <class Body>
+void in_pieces(Pool& pool, int count, int unit, const Body& body) {
+    const int wanted = pool.threads() == 1 ? 1 : pool.threads() * kItemsPerThread;
+    const int piece = std::max(1, (count + unit * wanted - 1) / (unit * wanted)) * unit;
+    pool.run((count + piece - 1) / piece,
+             [&](int item, int) { body(item * piece, std::min(count, (item + 1) * piece)); });
+}
+
+// Tokens of a pointwise verb go to the pool only when there is enough in them to pay for waking it.
+constexpr int64_t kPointwiseFloats = 8192;
+
+template <class Body>
+void over_tokens(Pool& pool, int tokens, int64_t width, const Body& body) {
+    if (tokens * width >= kPointwiseFloats) return pool.run(tokens, body);
+    for (int token = 0; token < tokens; ++token) body(token, 0);
+}
+
+}  // namespace
+
+size_t code_stride(int32_t width) { return size_t(groups_of(width)) * 16; }
+
+int32_t attention_queries(int32_t heads_per_group) { return std::max(1, kAttentionRows / heads_per_group); }
+
+size_t attention_scratch(const bn_cache& cache, int32_t heads_per_group) {
+    const size_t rows = size_t(attention_queries(heads_per_group)) * size_t(heads_per_group);
+    const size_t pointers = sizeof(void*) / sizeof(float);
+    return (rows * (size_t(cache.token_lanes + cache.value_lanes) + 4 + pointers) + 15) / 16 * 16;
+}
+
+void embed(bn_context& c, const bn_table& table, const int64_t* ids, int32_t count, float* out) {
+    const size_t group_bytes = size_t((table.width + 3) / 4) * 64;
+    over_tokens(c.pool, count, table.width, [&](int token, int) {
+        const int64_t id = ids[token];
+        const int8_t* from = table.blocks + size_t(id / 16) * group_bytes + size_t(id % 16) * 4;
+        const uint8_t* finer = table.refinement + size_t(id) * size_t(table.width / 2);
+        float* to = out + size_t(token) * size_t(table.width);
+        for (int k = 0; k < table.width; ++k) {
+            const float sixteenth = float(finer[k / 2] >> (4 * (k % 2)) & 15) * 0.0625f - 0.46875f;
+            to[k] = (float(from[k / 4 * 64 + k % 4]) + sixteenth) * table.row_scale[id];
+        }
+    });
+}
+
+void norm_quantize(bn_context& c, const float* x, const float* gain, float eps, const bn_quantized& out) {
+    over_tokens(c.pool, out.tokens, out.width,
+                [&](int token, int) { c.kernels->norm_quantize(x, gain, eps, out, token); });
+}
+
+void gate_norm_quantize(bn_context& c, const float* gate_up, const float* gain, float eps, int32_t act,
+                        const bn_quantized& out) {
+    const size_t stride = code_stride(out.width);
+    float* scratch = reinterpret_cast<float*>(c.worker_scratch.reserve(sizeof(float) * stride * size_t(c.pool.threads())));
+    over_tokens(c.pool, out.tokens, out.width, [&](int token, int worker) {
+        c.kernels->gate_norm_quantize(gate_up, gain, eps, act, scratch + size_t(worker) * stride, out, token);
+    });
+}
+
+void linear(bn_context& c, const bn_quantized& q, const bn_weights& w, const float* residual, float* out) {
+    if (q.tokens == 0) return;
+    in_pieces(c.pool, groups_of(w.rows), c.kernels->linear_groups,
+              [&](int first, int last) { c.kernels->linear(q, w, residual, out, first, last); });
+}
+
+void rope_write(bn_context& c, const float* qkv, int32_t heads, const bn_rope& rope, const bn_cache& cache,
+                int32_t layer, const bn_batch& batch, float* q_out) {
+    const size_t half = size_t(cache.head_dim / 2), width = size_t(heads + 2 * cache.kv_heads) * 2 * half;
+    const size_t stride = 4 * half + 16;
+    float* scratch = reinterpret_cast<float*>(c.worker_scratch.reserve(sizeof(float) * stride * size_t(c.pool.threads())));
+    over_tokens(c.pool, batch.tokens, int64_t(width), [&](int token, int worker) {
+        const size_t angle = size_t(batch.positions[token]) * half;
+        c.kernels->rope_write(qkv + size_t(token) * width, rope.cos + angle, rope.sin + angle, heads, cache, layer,
+                              batch.slots[token], scratch + size_t(worker) * stride,
+                              q_out + size_t(token) * size_t(heads) * 2 * half);
+    });
+}
+
+void attention(bn_context& c, const float* q, int32_t heads, const bn_cache& cache, int32_t layer,
+               const bn_batch& batch, float* out) {
+    const int32_t group = heads / cache.kv_heads, queries = attention_queries(group);
+    const size_t stride = attention_scratch(cache, group), width = size_t(heads) * size_t(cache.head_dim);
+    float* scratch = reinterpret_cast<float*>(c.worker_scratch.reserve(sizeof(float) * stride * size_t(c.pool.threads())));
+    // Parts are numbered request by request; a part finds its request by walking the starts, B steps at most.
+    const auto parts_of = [&](int b) {
+        return (batch.starts[b + 1] - batch.starts[b] + queries - 1) / queries * cache.kv_heads;
+    };
+    int parts = 0;
+    for (int b = 0; b < batch.requests; ++b) parts += parts_of(b);
+    c.pool.run(parts, [&](int item, int worker) {
+        int b = 0;
+        for (; item >= parts_of(b); ++b) item -= parts_of(b);
+        const int32_t first = batch.starts[b] + item / cache.kv_heads * queries, end = batch.starts[b + 1];
+        AttentionPart part;
+        part.q = q + size_t(first) * width;
+        part.out = out + size_t(first) * width;
+        part.block_ids = batch.block_tables + size_t(b) * size_t(batch.max_blocks);
+        part.first_position = int64_t(batch.lengths[b]) - end + first;
+        part.queries = std::min(queries, end - first);
+        part.heads = heads, part.layer = layer, part.kv_head = item % cache.kv_heads;
+        c.kernels->attend(part, cache, scratch + size_t(worker) * stride);
+    });
+}
+
+void head(bn_context& c, const float* x, const float* gain, float eps, const bn_table& table, int32_t rows,
+          float* logits) {
+    if (rows == 0) return;
+    const auto carve = [&](Carver& carver) {
+        const size_t tokens = size_t(rows);
+        return bn_quantized{carver.take<int8_t>(tokens * code_stride(table.width)), carver.take<float>(tokens),
+                            carver.take<int32_t>(tokens), rows, table.width};
+    };
+    Carver measure(nullptr);
+    carve(measure);
+    Carver carver(c.step_scratch.reserve(measure.used()));
+    const bn_quantized q = carve(carver);
+    norm_quantize(c, x, gain, eps, q);
+    in_pieces(c.pool, groups_of(table.rows), c.kernels->head_groups,
+              [&](int first, int last) { c.kernels->head(q, table, logits, first, last); });
+}
+
+const char* refuse_ids(const int64_t* ids, int32_t count, int32_t limit, int32_t least, const char* what) {
+    static thread_local char message[96];
+    for (int32_t i = 0; i < count; ++i) {
+        if (ids[i] >= least && ids[i] < limit) continue;
+        std::snprintf(message, sizeof message, "%s %lld at %d is not in %d..%d", what, (long long)ids[i], i, least,
+                      limit - 1);
+        return message;
+    }
+    return nullptr;
+}
+
+namespace {
+
+const char* refuse_layer(const bn_cache& cache, int32_t layer) {
+    return layer >= 0 && layer < cache.layers ? nullptr : "the layer is not in the cache";
+}
+
+const char* refuse_request(const bn_batch& batch, const bn_cache& cache, int32_t b) {
+    const int32_t count = batch.starts[b + 1] - batch.starts[b], length = batch.lengths[b];
+    if (count < 0 || length < count) return "starts must not fall, and lengths must cover the queries";
+    const int64_t used = (int64_t(length) + cache.block_tokens - 1) / cache.block_tokens;
+    if (used > batch.max_blocks) return "a length is beyond its block table";
+    const int32_t* ids = batch.block_tables + size_t(b) * size_t(batch.max_blocks);
+    for (int64_t i = 0; i < used; ++i)
+        if (ids[i] < 0 || ids[i] >= cache.blocks) return "a block id is not in the cache";
+    return nullptr;
+}
+
+}  // namespace
+
+const char* refuse_writes(const bn_batch& batch, const bn_cache& cache, const bn_rope& rope, int32_t layer) {
+    const int64_t slots = int64_t(cache.blocks) * cache.block_tokens;
+    if (slots > INT32_MAX) return "the cache has more than 2^31 slots";
+    if (const char* refusal = refuse_layer(cache, layer)) return refusal;
+    if (const char* refusal = refuse_ids(batch.positions, batch.tokens, rope.positions, 0, "position")) return refusal;
+    return refuse_ids(batch.slots, batch.tokens, int32_t(slots), 0, "slot");
+}
+
+const char* refuse_reads(const bn_batch& batch, const bn_cache& cache, int32_t layer) {
+    if (const char* refusal = refuse_layer(cache, layer)) return refusal;
+    if (batch.starts[0] != 0 || batch.starts[batch.requests] != batch.tokens) return "starts must run from 0 to T";
+    for (int32_t b = 0; b < batch.requests; ++b)
+        if (const char* refusal = refuse_request(batch, cache, b)) return refusal;
+    return nullptr;
+}
+
+}  // namespace bitnet
