@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from cpu_fallback import native_loading
 from cpu_fallback.native_wing import NativeCpuWing
@@ -12,7 +13,9 @@ from cpu_fallback.wing import TorchWing
 logger = logging.getLogger(__name__)
 
 
-def load(isa: str, threads: int | None) -> NativeCpuWing | TorchWing:
+def load(
+    isa: str, threads: int | None, load_native: Callable[[str, int], NativeCpuWing] = native_loading.load
+) -> NativeCpuWing | TorchWing:
     """The wing for an instruction set: a native one by name, "torch", or "auto" for the fastest that runs here.
 
     `threads` None takes all the cores this process may use. "auto" without a native library falls back to torch and
@@ -24,7 +27,7 @@ def load(isa: str, threads: int | None) -> NativeCpuWing | TorchWing:
     if isa != "auto" and isa not in native_loading.ISAS:
         raise ValueError(f"cpu_isa must be one of auto, torch, {', '.join(native_loading.ISAS)}, not {isa!r}")
     try:
-        return native_loading.load(isa, num_threads)
+        return load_native(isa, num_threads)
     except RuntimeError as error:
         if isa != "auto":
             raise

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import cpu_fallback
 from cpu_fallback.threads import WorkPool, allowed_threads, scratch
 
 
@@ -149,22 +148,3 @@ def test_scratch_is_reused_by_a_thread_and_its_own() -> None:
     worker.start()
     worker.join()
     assert other != [first.data_ptr()]
-
-
-def test_auto_and_torch_give_this_wing_and_say_why() -> None:
-    for isa in ("auto", "torch"):
-        ops = cpu_fallback.load(isa, 2)
-        about = ops.describe()
-        assert (about["wing"], about["isa"], about["threads"]) == ("cpu", "torch", "2")
-        assert "torch only" in about["why"]
-        ops.set_threads(1)
-        assert ops.describe()["threads"] == "1"
-        assert ops.compile(None) is None
-        ops.close()
-
-
-def test_an_isa_that_is_not_built_names_the_cure_and_an_unknown_one_the_choices() -> None:
-    with pytest.raises(RuntimeError, match=r"avx2.*use --cpu-isa torch or auto"):
-        cpu_fallback.load("avx2", 1)
-    with pytest.raises(ValueError, match="auto, torch, avx512_vnni"):
-        cpu_fallback.load("sse9", 1)
