@@ -33,7 +33,8 @@ $(BIN)/python:
 	  { echo "The venv module is missing. On Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 
 # torch goes first and alone: what follows then finds it there and asks for no other build of it.
-$(VENV)/.serve: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+# The native CPU library is compiled here, so a change of its sources installs again.
+$(VENV)/.serve: pyproject.toml $(CONSTRAINTS) $(wildcard cpu_fallback/native/*) | $(BIN)/python
 	@echo "Installing bitnet-serve into $(VENV) (the first time takes a minute or two) ..."
 	@$(PIP) torch
 	@$(PIP) -e .
