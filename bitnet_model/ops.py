@@ -97,6 +97,15 @@ class Ops(Protocol):
         """A zeroed paged cache of num_blocks * block_tokens slots per layer."""
         ...
 
+    def cache_tokens(
+        self, num_layers: int, num_kv_heads: int, head_dim: int, dtype: CacheDtype, weight_bytes: int
+    ) -> int | None:
+        """Tokens of cache that a device of its own has memory for beside `weight_bytes` of weights, 90 % of it used.
+
+        None where the cache lives in the system's memory, which is given out as it is used. May be negative.
+        """
+        ...
+
     def zero_blocks(self, cache: Cache, block_ids: Sequence[int]) -> None:
         """Zero these blocks in every layer (a row that went bad may have left NaN there)."""
         ...
@@ -163,9 +172,7 @@ def load_ops(backend: Backend, *, isa: str = "auto", threads: int | None) -> Ops
     asked for by name cannot run here; "auto" never does.
     """
     if backend == "triton":
-        raise BackendUnavailable(
-            "backend 'triton' is not part of this version: there are no GPU kernels yet; use --backend cpu (or auto)"
-        )
+        return _load_triton()
     if backend not in ("auto", "cpu"):
         raise ValueError(f"backend must be auto, triton or cpu, not {backend!r}")
     import cpu_fallback
@@ -174,6 +181,28 @@ def load_ops(backend: Backend, *, isa: str = "auto", threads: int | None) -> Ops
         ops: Ops = cpu_fallback.load(isa, threads)
     except RuntimeError as error:
         raise BackendUnavailable(str(error)) from error
-    why = "asked for" if backend == "cpu" else "auto: this version has no GPU kernels"
+    why = "asked for" if backend == "cpu" else f"auto: {_why_not_triton()}"
     logger.info("backend cpu (%s): %s", why, ", ".join(f"{key} {value}" for key, value in ops.describe().items()))
     return ops
+
+
+def _load_triton() -> Ops:
+    import triton_kernels
+
+    try:
+        ops: Ops = triton_kernels.load()
+    except RuntimeError as error:
+        raise BackendUnavailable(f"backend triton: {error}") from error
+    logger.info("backend triton (asked for): %s", ", ".join(f"{key} {value}" for key, value in ops.describe().items()))
+    return ops
+
+
+def _why_not_triton() -> str:
+    """Why "auto" takes the CPU: there is no GPU, or the GPU wing has not been measured on a device yet.
+
+    The kernels are proved in Triton's interpreter and by their compiled code only. Until a run on a device is committed
+    under benchmarks/results/, nobody gets them without asking.
+    """
+    import triton_kernels
+
+    return triton_kernels.unavailable_reason() or "the GPU kernels are not proved on a device yet; --backend triton"

@@ -202,11 +202,13 @@ class NativeLibrary:
 
 
 def raise_refusal(message: bytes | None) -> None:
-    """Turn what a function returned into an exception: MemoryError, or ValueError with the library's words."""
+    """Turn what a function returned into an exception: MemoryError, RuntimeError, or ValueError for the arguments."""
     if message is None:
         return
     if message == b"out of memory":
         raise MemoryError("the native wing ran out of memory")
+    if message == b"the system refused a thread":
+        raise RuntimeError("the system refused the native wing a thread")
     raise ValueError(message.decode())
 
 
@@ -246,7 +248,7 @@ class NativeContext:
         self.close = weakref.finalize(self, library._dll.bn_close, self._address)
 
     def call(self, verb: str, *arguments: Any) -> None:
-        """Run one verb. Raises ValueError with the library's words where it refuses, MemoryError."""
+        """Run one verb. Raises ValueError with the library's words where it refuses; see raise_refusal."""
         raise_refusal(self._functions[verb](self._address, *arguments))
 
 

@@ -180,6 +180,9 @@ class NativeCpuWing:
         native.base = memory.address
         return Cache(memory, native)
 
+    def cache_tokens(self, num_layers: int, num_kv_heads: int, head_dim: int, dtype: str, weight_bytes: int) -> None:
+        """The cache lives in the system's memory."""
+
     def zero_blocks(self, cache: Cache, block_ids: Sequence[int]) -> None:
         """Zero these blocks in every layer. Raises ValueError for an id outside the cache."""
         ids = torch.tensor(list(block_ids), dtype=torch.int64)

@@ -82,6 +82,9 @@ class TorchWing:
         """A zeroed paged cache."""
         return kv.new_cache(num_layers, num_blocks, block_tokens, num_kv_heads, head_dim, dtype)
 
+    def cache_tokens(self, num_layers: int, num_kv_heads: int, head_dim: int, dtype: str, weight_bytes: int) -> None:
+        """The cache lives in the system's memory."""
+
     def zero_blocks(self, cache: Cache, block_ids: Sequence[int]) -> None:
         """Zero these blocks in every layer."""
         kv.zero_blocks(cache, block_ids)

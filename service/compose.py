@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -29,7 +30,11 @@ from service.engine.errors import EngineDead
 from service.engine.scheduler import SchedulerLimits
 from service.logs import set_up_logs
 from service.server import EXIT_ENGINE_DEAD, ListenError, run
-from service.sizes import settle_sizes
+from service.sizes import Sizes, settle_sizes
+
+if TYPE_CHECKING:
+    from bitnet_model.ops import Ops
+    from service.engine.tokenizer import Tokenizer
 
 EXIT_CONFIG = 2
 EXIT_CHECKPOINT = 3
@@ -66,31 +71,25 @@ def load(settings: Settings) -> Loaded:
     started_s = time.monotonic()
     folder, model_id = locate(settings)
     config = ModelConfig.from_folder(folder)
-    sizes = settle_sizes(settings, config.max_position_embeddings)
 
     from bitnet_model.checkpoint import load_model
     from bitnet_model.ops import load_ops
     from service.engine.runner import ModelRunner
-    from service.engine.tokenizer import Tokenizer, TokenizerError
 
     ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads)
-    n_threads = int(ops.describe()["threads"])
-    head_dtype = settings.head_dtype or ops.head_dtypes[0]
-    if head_dtype not in ops.head_dtypes:
-        available = ", ".join(ops.head_dtypes)
-        raise ConfigError(f"head_dtype {head_dtype} is not available on the {ops.name} backend; available: {available}")
-    try:
-        tokenizer = Tokenizer.from_folder(folder, config.eos_token_ids, vocab_size=config.vocab_size)
-    except TokenizerError as error:
-        raise CheckpointError(folder, [str(error)]) from error
+    sizes = sizes_for(ops, settings, config, folder)
+    head_dtype = head_dtype_for(ops, settings)
+    tokenizer = load_tokenizer(folder, config)
     with loading_bar(model_id) as progress:
         model = load_model(folder, ops, head_dtype=head_dtype, progress=progress, max_positions=sizes.n_ctx_max)
     pool = BlockPool(-(-sizes.kv_tokens // BLOCK_TOKENS))
     runner = ModelRunner(
         model, ops, num_blocks=pool.num_blocks, block_tokens=pool.block_tokens, kv_dtype=settings.kv_cache_dtype
     )
-    limits = SchedulerLimits(sizes.max_running, settings.n_batch, n_threads, settings.step_ms)
-    engine = Engine(runner, tokenizer, pool, limits)
+    n_threads = int(ops.describe()["threads"])
+    engine = Engine(
+        runner, tokenizer, pool, SchedulerLimits(sizes.max_running, settings.n_batch, n_threads, settings.step_ms)
+    )
     report = ", ".join(f"{part} {num_bytes / 1e6:.1f} MB" for part, num_bytes in model.memory_report().items())
     logger.info("loaded %s in %.1f s: %s", model_id, time.monotonic() - started_s, report)
     logger.info(
@@ -113,6 +112,34 @@ def load(settings: Settings) -> Loaded:
         kv_tokens=pool.num_tokens,
     )
     return Loaded(engine, tokenizer, info)
+
+
+def sizes_for(ops: Ops, settings: Settings, config: ModelConfig, folder: Path) -> Sizes:
+    """Context lengths and the size of the KV cache on this wing. Raises ConfigError."""
+    weight_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    device_kv_tokens = ops.cache_tokens(
+        config.num_layers, config.num_kv_heads, config.head_dim, settings.kv_cache_dtype, weight_bytes
+    )
+    return settle_sizes(settings, config.max_position_embeddings, device_kv_tokens)
+
+
+def head_dtype_for(ops: Ops, settings: Settings) -> str:
+    """The head's type: the one asked for, or the wing's default. Raises ConfigError."""
+    wanted = settings.head_dtype or ops.head_dtypes[0]
+    if wanted not in ops.head_dtypes:
+        available = ", ".join(ops.head_dtypes)
+        raise ConfigError(f"head_dtype {wanted} is not available on the {ops.name} backend; available: {available}")
+    return wanted
+
+
+def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    """The checkpoint's tokenizer. Raises CheckpointError."""
+    from service.engine.tokenizer import Tokenizer, TokenizerError
+
+    try:
+        return Tokenizer.from_folder(folder, config.eos_token_ids, vocab_size=config.vocab_size)
+    except TokenizerError as error:
+        raise CheckpointError(folder, [str(error)]) from error
 
 
 def locate(settings: Settings) -> tuple[Path, str]:

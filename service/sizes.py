@@ -12,6 +12,7 @@ from service.config import ConfigError, Settings
 SILENT_N_CTX = 2048
 CPU_KV_TOKENS = 8192
 CPU_MAX_RUNNING = 16
+GPU_MAX_RUNNING = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,18 @@ class Sizes:
     max_running: int
 
 
-def settle_sizes(settings: Settings, max_position_embeddings: int) -> Sizes:
-    """Fill in what the settings leave open. Raises ConfigError when they contradict the model or each other."""
-    kv_tokens = settings.kv_tokens or CPU_KV_TOKENS
+def settle_sizes(settings: Settings, max_position_embeddings: int, device_kv_tokens: int | None = None) -> Sizes:
+    """Fill in what the settings leave open.
+
+    `device_kv_tokens`: tokens for which a GPU has memory; None where the KV cache lives in the system's memory. Raises
+    ConfigError when the settings contradict the model, the device or each other.
+    """
+    kv_tokens = settings.kv_tokens or (CPU_KV_TOKENS if device_kv_tokens is None else max(1, device_kv_tokens))
     n_ctx_max = settings.n_ctx_max or min(max_position_embeddings, kv_tokens)
     n_ctx = settings.n_ctx or min(SILENT_N_CTX, n_ctx_max)
     problems = []
+    if device_kv_tokens is not None and kv_tokens > device_kv_tokens:
+        problems.append(f"kv_tokens {kv_tokens} is above the {device_kv_tokens} that the device has memory for")
     if n_ctx_max > max_position_embeddings:
         problems.append(f"n_ctx_max {n_ctx_max} is above the model's max_position_embeddings {max_position_embeddings}")
     if n_ctx > max_position_embeddings:
@@ -45,4 +52,5 @@ def settle_sizes(settings: Settings, max_position_embeddings: int) -> Sizes:
         )
     if problems:
         raise ConfigError("\n".join(problems))
-    return Sizes(n_ctx, n_ctx_max, kv_tokens, settings.max_running or CPU_MAX_RUNNING)
+    max_running = CPU_MAX_RUNNING if device_kv_tokens is None else GPU_MAX_RUNNING
+    return Sizes(n_ctx, n_ctx_max, kv_tokens, settings.max_running or max_running)

@@ -34,7 +34,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "cpu_fallback": ("cpu_fallback",),
     "triton_kernels": ("triton_kernels",),
 }
-ENGINE_MODULES_WITH_TORCH = ("service.engine.runner", "service.engine.sampler", "service.engine.candidates")
+ENGINE_MODULES_WITH_TORCH = ("service.engine.runner", "service.engine.sampler")
 MAY_TORCH = (*ENGINE_MODULES_WITH_TORCH, "bitnet_model", "cpu_fallback", "triton_kernels")
 HTTP_LIBRARIES = {"fastapi", "starlette", "uvicorn", "sse_starlette", "h11", "httpx"}
 MAY_HTTP = ("service.api", "service.server")

@@ -85,11 +85,13 @@ def rank_candidates(
         x, own, own_requests = _select(narrow, hidden, edits, requests)
         top_ids, top_logits = source.top_logits(x, max(needs[row] for row in narrow), torch.from_numpy(own.ids))
         in_order = own.ids.size == 0
-        ranked.append(rank(narrow, top_ids.numpy(), top_logits.numpy(), own, own_requests, in_order=in_order))
+        ranked.append(
+            rank(narrow, top_ids.cpu().numpy(), top_logits.cpu().numpy(), own, own_requests, in_order=in_order)
+        )
     for row in range(len(requests)):
         if needs[row] > MAX_TOP:
             x, own, own_requests = _select([row], hidden, edits, requests)
-            every = source.logits(x).numpy()
+            every = source.logits(x).cpu().numpy()
             ids = np.concatenate([np.arange(every.shape[1])[None, :], own.ids], axis=1)
             logits = every[:, ids[0]]  # NO_ID reads some logit, which its bias of -inf undoes
             ranked.append(rank([row], ids, logits, own, own_requests, in_order=False))

@@ -14,6 +14,10 @@ import httpx
 import pytest
 
 from tests.server.process import Process
+from triton_kernels import unavailable_reason
+
+
+needs_no_gpu = pytest.mark.skipif(unavailable_reason() is None, reason="this machine has a GPU that will do")
 
 
 @contextmanager
@@ -88,7 +92,7 @@ def test_a_name_that_is_no_folder_ends_with_status_3() -> None:
         (["--kv-tokens", "256", "--n-ctx", "512"], ["256", "512"]),
         (["--head-dtype", "bf16"], ["head_dtype bf16", "int8"]),
         (["--cpu-isa", "neon_dot", "--backend", "cpu"], ["neon_dot"]),
-        (["--backend", "triton"], ["triton", "--backend cpu"]),
+        pytest.param(["--backend", "triton"], ["triton", "--backend cpu"], marks=needs_no_gpu),
     ],
 )
 def test_a_setting_that_cannot_be_met_ends_with_status_2_and_the_numbers(

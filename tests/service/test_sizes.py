@@ -8,8 +8,8 @@ from service.config import ConfigError, load_settings
 from service.sizes import Sizes, settle_sizes
 
 
-def sizes(max_positions: int = 4096, **flags: int) -> Sizes:
-    return settle_sizes(load_settings(flags).settings, max_positions)
+def sizes(max_positions: int = 4096, device: int | None = None, **flags: int) -> Sizes:
+    return settle_sizes(load_settings(flags).settings, max_positions, device)
 
 
 def test_silent_settings_give_2048_tokens_of_context_and_8192_of_cache() -> None:
@@ -22,6 +22,18 @@ def test_a_short_model_shortens_the_context() -> None:
 
 def test_a_small_cache_shortens_the_context() -> None:
     assert sizes(kv_tokens=256) == Sizes(n_ctx=256, n_ctx_max=256, kv_tokens=256, max_running=16)
+
+
+def test_a_gpu_fills_its_memory_with_cache_and_runs_more_requests() -> None:
+    assert sizes(device=900_000) == Sizes(n_ctx=2048, n_ctx_max=4096, kv_tokens=900_000, max_running=256)
+    assert sizes(device=900_000, kv_tokens=5000, max_running=8).kv_tokens == 5000
+
+
+def test_more_cache_than_the_gpu_has_memory_for_is_refused() -> None:
+    with pytest.raises(ConfigError, match="kv_tokens 5000 is above the 4500"):
+        sizes(device=4500, kv_tokens=5000)
+    with pytest.raises(ConfigError, match="KV cache of 1 tokens"):
+        sizes(device=-3, n_ctx=16)
 
 
 @pytest.mark.parametrize(
