@@ -3,8 +3,10 @@
     python -m benchmarks.gil [--model FOLDER] [--rows 1 8] [--switch-interval 1e-4] [--json FILE]
 
 The engine thread shares the interpreter with HTTP. Here it decodes ``--rows`` requests, and another thread either
-sleeps or computes in pure Python without a pause, the worst neighbour there is; windows of both kinds alternate, so a
-drift of the machine hits them alike. Printed are the medians of the steps a second, and their ratio.
+sleeps (alone) or computes in pure Python without a pause, the worst neighbour there is (thread). A third kind of window
+has the same computation in another process: what that costs is the machine's lack of cores, not the interpreter's lock.
+The kinds take turns, so a drift of the machine hits them alike. Printed are the medians of the steps a second, and the
+medians and the extremes of thread / alone and thread / process.
 Without ``--model``, a random checkpoint of about the demo model's size is served.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -82,6 +85,14 @@ def compute(duration_s: float) -> None:
             number = (number * 31 + 7) % 1_000_003
 
 
+def compute_elsewhere(duration_s: float) -> None:
+    """The same in another process."""
+    command = [sys.executable, "-c", "number = 0\nwhile True: number = (number * 31 + 7) % 1_000_003"]
+    with subprocess.Popen(command) as process:
+        time.sleep(duration_s)
+        process.kill()
+
+
 def measure(stepper: Stepper, beside: Callable[[float], None], window_s: float) -> float:
     """Steps a second while `beside` runs in this thread."""
     steps, started_s = stepper.num_steps, time.perf_counter()
@@ -91,24 +102,20 @@ def measure(stepper: Stepper, beside: Callable[[float], None], window_s: float) 
 
 def compare(engine: Engine, num_rows: int, args: argparse.Namespace) -> dict[str, Any]:
     stepper = Stepper(engine, num_rows)
-    rates: dict[str, list[float]] = {"alone": [], "beside": []}
+    neighbours = {"alone": time.sleep, "process": compute_elsewhere, "thread": compute}
+    rates: dict[str, list[float]] = {name: [] for name in neighbours}
     with stepper.running():
         time.sleep(args.window)
         for _ in range(args.repeat):
-            rates["alone"].append(measure(stepper, time.sleep, args.window))
-            rates["beside"].append(measure(stepper, compute, args.window))
-    alone, beside = (statistics.median(values) for values in rates.values())
-    ratios = [busy / quiet for quiet, busy in zip(*rates.values(), strict=True)]
-    return {
-        "rows": num_rows,
-        "alone_steps_s": alone,
-        "beside_steps_s": beside,
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "switch_interval_s": sys.getswitchinterval(),
-        "threads": args.threads,
-    }
+            for name, beside in neighbours.items():
+                rates[name].append(measure(stepper, beside, args.window))
+    row: dict[str, Any] = {"rows": num_rows, "threads": args.threads, "switch_interval_s": sys.getswitchinterval()}
+    row |= {f"{name}_steps_s": statistics.median(values) for name, values in rates.items()}
+    for name in ("alone", "process"):
+        ratios = [busy / quiet for quiet, busy in zip(rates[name], rates["thread"], strict=True)]
+        row[f"thread/{name}"] = statistics.median(ratios)
+        row[f"thread/{name}_range"] = f"{min(ratios):.2f}..{max(ratios):.2f}"
+    return row
 
 
 def new_engine(folder: Path, threads: int, num_rows: int) -> Engine:

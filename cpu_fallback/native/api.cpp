@@ -17,8 +17,16 @@ const char* guarded(bn_context* context, const Body& body) {
     } catch (const std::bad_alloc&) {
         return "out of memory";
     } catch (const std::system_error&) {
-        return "the system refused a thread or a lock";
+        return "the system refused a thread";
     }
+}
+
+const char* refuse_step(const bn_plan& plan, const bn_batch& batch, const bn_cache& cache) {
+    const int32_t last_layer = plan.num_layers - 1;
+    if (const char* refusal = bitnet::refuse_writes(batch, cache, plan.rope, last_layer)) return refusal;
+    if (const char* refusal = bitnet::refuse_reads(batch, cache, last_layer)) return refusal;
+    const char* ids = bitnet::refuse_ids(batch.token_ids, batch.tokens, plan.embedding.rows, 0, "token id");
+    return ids ? ids : bitnet::refuse_ids(batch.logit_rows, batch.wanted, batch.tokens, 0, "logit row");
 }
 
 }  // namespace
@@ -71,7 +79,8 @@ void bn_cache_shape(bn_cache* cache) {
     cache->token_lanes = (cache->block_tokens + 15) / 16 * 16;
     cache->value_lanes = (cache->head_dim + 15) / 16 * 16;
     cache->values_offset = whole(element * size_t(cache->head_dim) * size_t(cache->token_lanes));
-    cache->scales_offset = cache->values_offset + whole(element * size_t(cache->block_tokens) * size_t(cache->value_lanes));
+    const size_t values = size_t(cache->block_tokens) * size_t(cache->value_lanes);
+    cache->scales_offset = cache->values_offset + whole(element * values);
     const size_t scales = cache->is_int8 ? 2 * sizeof(float) * size_t(cache->token_lanes) : 0;
     cache->head_bytes = cache->scales_offset + whole(scales);
 }
@@ -156,12 +165,7 @@ const char* bn_head_topk(bn_context* context, const float* x, const float* gain,
 const char* bn_step(bn_context* context, const bn_plan* plan, const bn_batch* batch, const bn_cache* cache,
                     float* hidden) {
     return guarded(context, [&](bn_context& c) -> const char* {
-        if (const char* refusal = bitnet::refuse_writes(*batch, *cache, plan->rope, plan->num_layers - 1)) return refusal;
-        if (const char* refusal = bitnet::refuse_reads(*batch, *cache, plan->num_layers - 1)) return refusal;
-        if (const char* refusal = bitnet::refuse_ids(batch->token_ids, batch->tokens, plan->embedding.rows, 0, "token id"))
-            return refusal;
-        if (const char* refusal = bitnet::refuse_ids(batch->logit_rows, batch->wanted, batch->tokens, 0, "logit row"))
-            return refusal;
+        if (const char* refusal = refuse_step(*plan, *batch, *cache)) return refusal;
         bitnet::step(c, *plan, *batch, *cache, hidden);
         return nullptr;
     });

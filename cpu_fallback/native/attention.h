@@ -5,8 +5,7 @@
 // lies in unseen slots (another request's NaN) is never multiplied. Online softmax: Milakov and Gimelshein, 2018.
 #pragma once
 
-#include "kernels.h"
-#include "simd.h"
+#include "pages.h"
 
 namespace {
 
@@ -15,8 +14,7 @@ struct Bf16 {
     static BN_INLINE F32x16 load(const Element* from) {
         F32x16 out;
         unroll<kParts>([&](auto i) BN_LAMBDA {
-            const auto half = load_part<NarrowHalf>(from + i * kLanes);
-            out.part[i] = bits<Float>(__builtin_convertvector(half, Word) << 16);
+            out.part[i] = bits<Float>(widen_halves(from + i * kLanes) << 16);
         });
         return out;
     }
@@ -26,8 +24,7 @@ struct Int8 {
     static BN_INLINE F32x16 load(const Element* from) {
         F32x16 out;
         unroll<kParts>([&](auto i) BN_LAMBDA {
-            const auto narrow = load_part<NarrowByte>(from + i * kLanes);
-            out.part[i] = __builtin_convertvector(__builtin_convertvector(narrow, Int), Float);
+            out.part[i] = __builtin_convertvector(widen_bytes(from + i * kLanes), Float);
         });
         return out;
     }
@@ -141,9 +138,11 @@ void attend(const bitnet::AttentionPart& part, const bn_cache& cache, float* scr
     s.shrink = s.mass + rows;
     s.visible = reinterpret_cast<int32_t*>(s.shrink + rows);
     s.q = reinterpret_cast<const float**>(scratch + size_t(rows) * (lanes + padded + 4));  // even: 8-byte aligned
-    const size_t query_stride = size_t(part.heads) * size_t(width);
+    const auto vector_of = [&](int row) {  // where a row's vector starts, in q and in out
+        return (size_t(row / group) * size_t(part.heads) + size_t(part.kv_head * group + row % group)) * size_t(width);
+    };
     for (int row = 0; row < rows; ++row) {
-        s.q[row] = part.q + size_t(row / group) * query_stride + size_t(part.kv_head * group + row % group) * size_t(width);
+        s.q[row] = part.q + vector_of(row);
         s.top[row] = -kInfinity;
         s.mass[row] = 0.0f;
     }
@@ -151,17 +150,17 @@ void attend(const bitnet::AttentionPart& part, const bn_cache& cache, float* scr
     const float scale = 1.0f / __builtin_sqrtf(float(width));
     const int64_t last = part.first_position + part.queries;  // keys the last query sees
     for (int64_t first = 0; first < last; first += cache.block_tokens) {
-        const size_t block = size_t(part.block_ids[first / cache.block_tokens]);
-        const uint8_t* page = cache.base + ((block * size_t(cache.layers) + size_t(part.layer)) * size_t(cache.kv_heads) +
-                                            size_t(part.kv_head)) * cache.head_bytes;
+        const int32_t block = part.block_ids[first / cache.block_tokens];
+        const uint8_t* page = page_of(cache, block, part.layer, part.kv_head);
         for (int row = 0; row < rows; ++row) {
             const int64_t seen = part.first_position + row / group + 1 - first;
             s.visible[row] = int32_t(seen < 0 ? 0 : seen < cache.block_tokens ? seen : cache.block_tokens);
         }
-        cache.is_int8 ? attend_tile<Int8>(s, rows, cache, page, scale) : attend_tile<Bf16>(s, rows, cache, page, scale);
+        const auto tile = cache.is_int8 ? attend_tile<Int8> : attend_tile<Bf16>;
+        tile(s, rows, cache, page, scale);
     }
     for (int row = 0; row < rows; ++row) {
-        float* to = part.out + size_t(row / group) * query_stride + size_t(part.kv_head * group + row % group) * size_t(width);
+        float* to = part.out + vector_of(row);
         for (int d = 0; d < width; d += 16)
             store(to + d, load(s.out + size_t(row) * padded + size_t(d)) / fill(s.mass[row]), width - d);
     }

@@ -4,7 +4,7 @@
 // four products to each row's lane. The instruction set's source defines, before it includes this file:
 //   Partial, zero(), add(Partial, codes, x), fold(Int, Partial)   a running sum of u8 codes x s8 activations
 //   kSpan, kRowSpan      blocks of 16 k a Partial may take with codes up to 2, and up to 8 (see row_tile)
-//   head_add(Int, Bytes w, Bytes x), head_x(Bytes), kHeadOffset   a running sum of s8 x s8; sum(w) * kHeadOffset too much
+//   head_add(Int, Bytes w, Bytes x), head_x(Bytes), kHeadOffset  a running sum of s8 x s8, kHeadOffset * sum(w) too big
 //   kLinearGroups, kLinearTokens, kRowGroups, kHeadGroups, kHeadTokens   tile extents that fit the registers
 //   kPrefetchBytes       how far ahead of each stream of weights to ask for
 // The block layout and the in-place masks: a prototype on AVX-512 VNNI measured 92 to 95 % of the arithmetic peak.

@@ -79,9 +79,9 @@ float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
 // The codes of a table's row follow the same definition as activations: clamp(rint(w * (127 / max |w|)), -127, 127),
 // and `sixteenths` say where in its step a value lies: value / step - code is in -0.5..0.5.
-// The head needs only the codes. A looked-up embedding enters the residual stream, where int8 alone took the logit error
-// of a random model of 6 layers to 1.15 times that of a bf16 evaluation. rms(error) / std against float64: int8 0.052,
-// with two more bits 0.044, with four 0.042, bf16 rows 0.038; transformers in bf16 0.045 (Zen 3, 2026-11).
+// The head needs only the codes. A looked-up embedding enters the residual stream, where int8 alone took the logit
+// error of a random model of 6 layers to 1.15 times that of a bf16 evaluation. rms(error) / std against float64: int8
+// 0.052, with two more bits 0.044, with four 0.042, bf16 rows 0.038; transformers in bf16 0.045 (Zen 3, 2026-11).
 void pack_table_row(const float* __restrict values, const bn_table& out, int32_t row, int8_t* __restrict codes,
                     uint8_t* __restrict sixteenths) {
     const int32_t width = out.width;

@@ -4,8 +4,7 @@
 // alone. A NaN or infinity in a row shows in its scale: |y| is compared as an integer, where NaN is the largest.
 #pragma once
 
-#include "kernels.h"
-#include "simd.h"
+#include "pages.h"
 
 namespace {
 
@@ -124,8 +123,7 @@ void rope_write(const float* qkv, const float* cos, const float* sin, int32_t he
     const size_t offset = size_t(slot % cache.block_tokens), lanes = size_t(cache.token_lanes);
     int8_t* codes = reinterpret_cast<int8_t*>(scratch + width);  // [width rounded up to 16] bytes
     for (int h = 0; h < kv_heads; ++h) {
-        uint8_t* page = cache.base + ((size_t(block) * size_t(cache.layers) + size_t(layer)) * size_t(kv_heads) +
-                                      size_t(h)) * cache.head_bytes;
+        uint8_t* page = page_of(cache, block, layer, h);
         const float *key = scratch, *value = qkv + (heads + kv_heads + h) * width;
         rotate(qkv + (heads + h) * width, cos, sin, width / 2, scratch);
         const size_t row = offset * size_t(cache.value_lanes);

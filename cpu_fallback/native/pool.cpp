@@ -33,26 +33,26 @@ bool spin_until(const Ready& ready) {
 
 }  // namespace
 
-void Pool::resize(int threads) {
-    while (this->threads() > threads && !workers_.empty()) {
-        Worker& last = *workers_.back();
-        {
-            std::lock_guard<std::mutex> lock(last.mutex);
-            last.ending.store(true);
-        }
-        last.wake.notify_one();
-        last.thread.join();
-        workers_.pop_back();
-    }
-    while (this->threads() < threads) {
-        auto worker = std::make_unique<Worker>();
-        worker->thread = std::thread([this, self = worker.get(), id = this->threads()] { live(*self, id); });
-        workers_.push_back(std::move(worker));
+Pool::~Pool() {
+    ending_.store(true);
+    for (auto& worker : workers_) {
+        { std::lock_guard<std::mutex> lock(worker->mutex); }
+        worker->wake.notify_one();
+        worker->thread.join();
     }
 }
 
+void Pool::resize(int threads) {
+    while (int(workers_.size()) + 1 < threads) {
+        auto worker = std::make_unique<Worker>();
+        worker->thread = std::thread([this, self = worker.get(), id = int(workers_.size()) + 1] { live(*self, id); });
+        workers_.push_back(std::move(worker));
+    }
+    threads_.store(threads, std::memory_order_relaxed);
+}
+
 void Pool::run(int items, Function function, const void* state) {
-    if (workers_.empty() || items <= 1) {
+    if (threads() == 1 || items <= 1) {
         for (int item = 0; item < items; ++item) function(state, item, 0);
         return;
     }
@@ -76,7 +76,7 @@ bool Pool::work_on_one(int worker) {
         const uint64_t item = ticket & kClosed;
         const Function function = function_.load(std::memory_order_relaxed);
         const void* state = state_.load(std::memory_order_relaxed);
-        if (item >= uint64_t(items_.load(std::memory_order_relaxed))) return false;
+        if (item >= uint64_t(items_.load(std::memory_order_relaxed)) || worker >= threads()) return false;
         if (ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
             function(state, int(item), worker);
             done_.fetch_add(1, std::memory_order_release);
@@ -85,13 +85,13 @@ bool Pool::work_on_one(int worker) {
     }
 }
 
-bool Pool::has_work() const {
-    return (ticket_.load() & kClosed) < uint64_t(items_.load(std::memory_order_relaxed));
+bool Pool::has_work(int worker) const {
+    return (ticket_.load() & kClosed) < uint64_t(items_.load(std::memory_order_relaxed)) && worker < threads();
 }
 
 void Pool::live(Worker& self, int worker) {
-    const auto needed = [&] { return has_work() || self.ending.load(); };
-    while (!self.ending.load()) {
+    const auto needed = [&] { return has_work(worker) || ending_.load(); };
+    while (!ending_.load()) {
         while (work_on_one(worker)) {
         }
         if (spin_until(needed)) continue;
@@ -103,10 +103,11 @@ void Pool::live(Worker& self, int worker) {
 }
 
 void Pool::wake_parked() {
-    for (auto& worker : workers_) {
-        if (!worker->parked.load()) continue;
-        { std::lock_guard<std::mutex> lock(worker->mutex); }
-        worker->wake.notify_one();
+    for (int i = 0; i + 1 < threads(); ++i) {
+        Worker& worker = *workers_[size_t(i)];
+        if (!worker.parked.load()) continue;
+        { std::lock_guard<std::mutex> lock(worker.mutex); }
+        worker.wake.notify_one();
     }
 }
 

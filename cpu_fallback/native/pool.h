@@ -18,13 +18,14 @@ namespace bitnet {
 class Pool {
   public:
     explicit Pool(int threads) { resize(threads); }
-    ~Pool() { resize(1); }
+    ~Pool();
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
-    int threads() const { return int(workers_.size()) + 1; }
+    int threads() const { return threads_.load(std::memory_order_relaxed); }
 
-    // Starts or ends workers; throws std::system_error where the system refuses one.
+    // Use so many threads from the next job on, the caller's included. Workers are started as they are first needed and
+    // stay, parked, when fewer are wanted. Throws std::system_error where the system refuses a thread.
     void resize(int threads);
 
     // Calls body(item, worker) once for every item in 0..items-1, worker in 0..threads()-1; returns when all are done.
@@ -42,12 +43,11 @@ class Pool {
         std::mutex mutex;
         std::condition_variable wake;
         std::atomic<bool> parked{false};
-        std::atomic<bool> ending{false};
     };
 
     void run(int items, Function function, const void* state);
     bool work_on_one(int worker);
-    bool has_work() const;
+    bool has_work(int worker) const;
     void live(Worker& self, int worker);
     void wake_parked();
 
@@ -55,9 +55,11 @@ class Pool {
     // of a new job is never run with the old job's function.
     alignas(64) std::atomic<uint64_t> ticket_{0};
     std::atomic<int> items_{0};
+    std::atomic<int> threads_{1};
     std::atomic<Function> function_{nullptr};
     std::atomic<const void*> state_{nullptr};
     alignas(64) std::atomic<int> done_{0};
+    std::atomic<bool> ending_{false};
     std::vector<std::unique_ptr<Worker>> workers_;
 };
 

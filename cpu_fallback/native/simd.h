@@ -2,7 +2,8 @@
 //
 // Every kernel of this library works on 16 lanes whatever the register width: one zmm, two ymm, four xmm or NEON
 // registers. Lane i always sees the same IEEE operations in the same order, so a float result does not depend on the
-// instruction set. Each source that includes this file defines BN_LANES (lanes of one register: 4, 8 or 16) first.
+// instruction set. Each source that includes this file defines BN_LANES first: the lanes of one register, 4 (any
+// machine), 8 (AVX2, after immintrin.h) or 16 (AVX-512, the same).
 // Everything lives in an unnamed namespace: a function compiled for AVX-512 must never be the copy the linker keeps.
 #pragma once
 
@@ -146,11 +147,42 @@ BN_INLINE void store(float* to, const F32x16& value, int count) {  // the first 
     store(lanes, value);
     __builtin_memcpy(to, lanes, sizeof(float) * size_t(count));
 }
-BN_INLINE void store_bytes(int8_t* to, const I32x16& value) {  // the low byte of each lane
+
+// Conversions that gcc 12 takes apart lane by lane on AVX2 and AVX-512: named there, left to the compiler elsewhere.
+#if BN_LANES == 16  // all lanes by mask: the plain forms warn in gcc 12's own header
+BN_INLINE Word widen_halves(const uint16_t* from) {
+    return (Word)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256((const __m256i*)from));
+}
+BN_INLINE Int widen_bytes(const int8_t* from) {
+    return (Int)_mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128((const __m128i*)from));
+}
+#elif BN_LANES == 8
+BN_INLINE Word widen_halves(const uint16_t* from) {
+    return (Word)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from));
+}
+BN_INLINE Int widen_bytes(const int8_t* from) {
+    return (Int)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
+}
+#else
+BN_INLINE Word widen_halves(const uint16_t* from) {
+    return __builtin_convertvector(load_part<NarrowHalf>(from), Word);
+}
+BN_INLINE Int widen_bytes(const int8_t* from) { return __builtin_convertvector(load_part<NarrowByte>(from), Int); }
+#endif
+
+// The low byte of each lane; the lanes lie in -128..127.
+BN_INLINE void store_bytes(int8_t* to, const I32x16& value) {
+#if BN_LANES == 8
+    const __m256i halves = _mm256_packs_epi32((__m256i)value.part[0], (__m256i)value.part[1]);  // 0-3 8-11 4-7 12-15
+    const __m256i ordered = _mm256_permute4x64_epi64(halves, 0xd8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
+    _mm_storeu_si128((__m128i*)to, bytes);
+#else
     unroll<kParts>([&](auto i) BN_LAMBDA {
         const NarrowByte narrow = __builtin_convertvector(value.part[i], NarrowByte);
         __builtin_memcpy(to + i * kLanes, &narrow, sizeof narrow);
     });
+#endif
 }
 
 // One order of addition everywhere: lane i with i+8, then i+4, i+2, i+1.

@@ -31,6 +31,11 @@ void over_tokens(Pool& pool, int tokens, int64_t width, const Body& body) {
     for (int token = 0; token < tokens; ++token) body(token, 0);
 }
 
+// A part of `stride` floats for each worker.
+float* worker_floats(bn_context& c, size_t stride) {
+    return reinterpret_cast<float*>(c.worker_scratch.reserve(sizeof(float) * stride * size_t(c.pool.threads())));
+}
+
 }  // namespace
 
 size_t code_stride(int32_t width) { return size_t(groups_of(width)) * 16; }
@@ -65,7 +70,7 @@ void norm_quantize(bn_context& c, const float* x, const float* gain, float eps, 
 void gate_norm_quantize(bn_context& c, const float* gate_up, const float* gain, float eps, int32_t act,
                         const bn_quantized& out) {
     const size_t stride = code_stride(out.width);
-    float* scratch = reinterpret_cast<float*>(c.worker_scratch.reserve(sizeof(float) * stride * size_t(c.pool.threads())));
+    float* scratch = worker_floats(c, stride);
     over_tokens(c.pool, out.tokens, out.width, [&](int token, int worker) {
         c.kernels->gate_norm_quantize(gate_up, gain, eps, act, scratch + size_t(worker) * stride, out, token);
     });
@@ -81,7 +86,7 @@ void rope_write(bn_context& c, const float* qkv, int32_t heads, const bn_rope& r
                 int32_t layer, const bn_batch& batch, float* q_out) {
     const size_t half = size_t(cache.head_dim / 2), width = size_t(heads + 2 * cache.kv_heads) * 2 * half;
     const size_t stride = 4 * half + 16;
-    float* scratch = reinterpret_cast<float*>(c.worker_scratch.reserve(sizeof(float) * stride * size_t(c.pool.threads())));
+    float* scratch = worker_floats(c, stride);
     over_tokens(c.pool, batch.tokens, int64_t(width), [&](int token, int worker) {
         const size_t angle = size_t(batch.positions[token]) * half;
         c.kernels->rope_write(qkv + size_t(token) * width, rope.cos + angle, rope.sin + angle, heads, cache, layer,
@@ -94,7 +99,7 @@ void attention(bn_context& c, const float* q, int32_t heads, const bn_cache& cac
                const bn_batch& batch, float* out) {
     const int32_t group = heads / cache.kv_heads, queries = attention_queries(group);
     const size_t stride = attention_scratch(cache, group), width = size_t(heads) * size_t(cache.head_dim);
-    float* scratch = reinterpret_cast<float*>(c.worker_scratch.reserve(sizeof(float) * stride * size_t(c.pool.threads())));
+    float* scratch = worker_floats(c, stride);
     // Parts are numbered request by request; a part finds its request by walking the starts, B steps at most.
     const auto parts_of = [&](int b) {
         return (batch.starts[b + 1] - batch.starts[b] + queries - 1) / queries * cache.kv_heads;

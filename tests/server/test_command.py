@@ -16,7 +16,6 @@ import pytest
 from tests.server.process import Process
 from triton_kernels import unavailable_reason
 
-
 needs_no_gpu = pytest.mark.skipif(unavailable_reason() is None, reason="this machine has a GPU that will do")
 
 
