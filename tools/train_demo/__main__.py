@@ -86,7 +86,8 @@ def _forward(args: argparse.Namespace) -> tuple[Forward, Tokenizer]:
 
 def _evaluate(args: argparse.Namespace) -> None:
     forward, tokenizer = _forward(args)
-    print(held_out_loss(forward, tokenizer, first_documents(args.heldout, args.max_bytes), args.window))
+    texts = first_documents(args.heldout, args.max_bytes, args.max_document_bytes)
+    print(held_out_loss(forward, tokenizer, texts, args.window))
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -146,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluating = commands.add_parser("evaluate", parents=[model], help="loss per token and per byte on held-out text")
     evaluating.add_argument("heldout", type=Path, help="heldout.txt.xz")
     evaluating.add_argument("--max-bytes", type=int, default=0, help="stop after the document that reaches this size")
+    evaluating.add_argument("--max-document-bytes", type=int, default=0, help="leave out longer documents (0: none)")
     evaluating.add_argument("--window", type=int, default=512)
     evaluating.set_defaults(run=_evaluate)
 

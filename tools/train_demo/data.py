@@ -9,6 +9,7 @@ It does not know about the model.
 import json
 import lzma
 import random
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,14 @@ CHAT_WEIGHTS = {
     "topical-chat": 0.0,
     "schema-guided": 0.0,
 }
+# What people say first to a demo, and the factor on the weights of such conversations.
+FIRST_WORDS = re.compile(
+    r"(hello|hi|hey|good (morning|evening|afternoon|day|night)|thanks?|thank you|bye|goodbye|how are you|"
+    r"who (are|made) you|what('s| is) your name|what are you|what can you do|are you|"
+    r"tell me (a joke|about yourself))\b",
+    re.IGNORECASE,
+)
+FIRST_WORDS_FACTOR = 3
 # Sources of plain text by set; all others are books.
 TEXT_SETS = {
     "tinystories": "story",
@@ -105,9 +114,11 @@ def read_chats(path: Path) -> list[tuple[str, list[Message]]]:
     return [(record["source"], record["messages"]) for record in records]
 
 
-def chat_copies(source: str, rng: random.Random) -> int:
+def chat_copies(source: str, messages: list[Message], rng: random.Random) -> int:
     """How many times a conversation of `source` enters the epoch."""
     weight = CHAT_WEIGHTS.get(source, 1.0)
+    if source in ("templates", "personality-chat") and FIRST_WORDS.match(messages[0]["content"]):
+        weight *= FIRST_WORDS_FACTOR
     return int(weight) + (rng.random() < weight % 1)
 
 
@@ -261,7 +272,7 @@ def _plain_texts(corpus: Path, min_ease: float) -> dict[str, list[str]]:
 def _conversations(corpus: Path, rng: random.Random) -> list[list[Message]]:
     """The conversations of an epoch in random order, each ending in an answer."""
     records = read_chats(corpus / "chat.jsonl.xz")
-    chats = [messages for source, messages in records for _ in range(chat_copies(source, rng))]
+    chats = [messages for source, messages in records for _ in range(chat_copies(source, messages, rng))]
     chats = [m[: -1 if m[-1]["role"] != "assistant" else None] for m in chats]
     chats += [_joined(chats, rng) for _ in range(int(JOINED_SHARE * len(chats)))]
     chats = [_with_system_prompt(messages, rng) for messages in chats]

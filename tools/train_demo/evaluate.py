@@ -79,10 +79,12 @@ def held_out_loss(forward: Forward, tokenizer: Tokenizer, texts: Iterable[str], 
     return HeldOutLoss(nats, num_tokens, num_bytes)
 
 
-def first_documents(path: Path, max_bytes: int) -> list[str]:
-    """Documents from the start of the held-out file, until they hold `max_bytes` (0: all)."""
+def first_documents(path: Path, max_bytes: int, max_document_bytes: int = 0) -> list[str]:
+    """Documents from the start of the held-out file, until they hold `max_bytes`, long ones left out (0: no limit)."""
     chosen, size = [], 0
     for text in read_documents(path):
+        if 0 < max_document_bytes < len(text.encode()):
+            continue
         chosen.append(text)
         size += len(text.encode())
         if 0 < max_bytes <= size:

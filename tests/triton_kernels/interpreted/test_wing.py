@@ -1,0 +1,122 @@
+"""The whole wing on a tiny model: its two grains, its batches, and the CPU wing beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import cpu_fallback
+import triton_kernels
+from bitnet_model.checkpoint import load_model
+from bitnet_model.model import Model
+from tests.bitnet_model.fakes import VerbByVerb
+from tests.bitnet_model.traffic import BLOCK_TOKENS, Row, Traffic, slots_of
+from tests.triton_kernels.fake_capture import FakeCapture
+from tools.make_checkpoint import write_checkpoint
+from triton_kernels.cache import bytes_per_token
+from triton_kernels.device import open_device
+from triton_kernels.wing import TritonWing
+
+PROMPT = [(17 * i + 3) % 490 for i in range(9)]
+OTHER = [(31 * i + 7) % 490 for i in range(2)]
+
+
+@pytest.fixture(scope="module", params=["packed", "llama"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = {"layers": 2 if request.param == "packed" else 1, "hidden": 64, "inter": 96, "heads": 2, "kv_heads": 1}
+    return write_checkpoint(tmp_path_factory.mktemp(request.param), request.param, "tiny", **shape)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return load_model(folder, triton_kernels.load("cpu"), head_dtype="bf16")
+
+
+def prefilled(model: Model, prompt: list[int], dtype: str = "bf16") -> tuple[Traffic, Row]:
+    traffic = Traffic(model, dtype, num_blocks=8)  # type: ignore[arg-type]
+    row = traffic.admit(prompt)
+    traffic.step([(row, len(prompt))])
+    return traffic, row
+
+
+def poison(traffic: Traffic, rows: list[Row]) -> None:
+    """NaN in every slot that these rows have not computed, where the cache can hold it."""
+    used = torch.zeros(traffic.num_slots, dtype=torch.bool)
+    for row in rows:
+        used[slots_of(row, 0, row.computed)] = True
+    free = ~used.view(-1, BLOCK_TOKENS)
+    for pages in traffic.cache.tensors:
+        if pages.is_floating_point() and pages.numel():
+            pages.transpose(2, 3)[:, free] = torch.nan
+
+
+def test_both_wings_say_the_same(folder: Path, model: Model) -> None:
+    cpu = load_model(folder, cpu_fallback.load("torch", 1), head_dtype="int8")
+    ours, theirs = (torch.cat(prefilled(one, PROMPT)[1].hidden) for one in (model, cpu))
+    error = (ours - theirs).square().mean().sqrt() / theirs.std()
+    # one code that rounds the other way is a finite step; a wrong scale, mask or tile is of the order of one
+    assert error < 0.05
+    difference = model.logits(ours) - cpu.logits(ours)
+    assert difference.square().mean().sqrt() / cpu.logits(ours).std() < 0.03
+
+
+def test_decode_in_company_gives_the_bits_of_a_prefill_alone(model: Model) -> None:
+    dtype = "int8" if model.config.act == "silu" else "bf16"
+    whole = torch.cat(prefilled(model, PROMPT, dtype)[1].hidden)
+    traffic, other = prefilled(model, OTHER, dtype)
+    row = traffic.admit(PROMPT)
+    other.token_ids += PROMPT[:5]
+    traffic.step([(row, 5)])
+    poison(traffic, [row, other])
+    traffic.step([(other, 1), (row, 1)])
+    traffic.step([(row, 3), (other, 1)])
+    assert torch.equal(torch.cat(row.hidden), whole)
+
+
+@pytest.mark.parametrize("folder", ["packed"], indirect=True)
+def test_the_whole_step_and_the_verbs_agree_bit_for_bit(folder: Path) -> None:
+    verbs = load_model(folder, VerbByVerb(triton_kernels.load("cpu")), head_dtype="bf16")  # type: ignore[arg-type]
+    capture = FakeCapture()
+    wing = TritonWing(open_device(torch.device("cpu")), "a test", lambda: capture)
+    captured = load_model(folder, wing, head_dtype="bf16")
+    rows = []
+    for one in (verbs, captured):
+        traffic, row = prefilled(one, OTHER)
+        row.token_ids += PROMPT[:2]
+        second = traffic.admit(PROMPT[:2])
+        for work in ([(row, 1), (second, 1)], [(row, 1)], [(second, 1)]):
+            traffic.step(work)
+        rows.append(torch.cat([*row.hidden, *second.hidden]))
+    assert torch.equal(*rows)
+    assert (capture.num_captures, capture.num_replays) == (2, 3)
+
+
+def test_the_best_logits_are_those_of_all_logits(model: Model) -> None:
+    hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    extra = torch.tensor([[5, -1], [-1, -1], [0, 511]])
+    ids, best = model.top_logits(hidden, 7, extra)
+    logits = model.logits(hidden)
+    assert torch.equal(best[:, :7], logits.sort(dim=1, descending=True).values[:, :7])
+    assert torch.equal(best, logits.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf))
+    assert torch.equal(ids[:, 7:], extra)
+
+
+def test_memory_is_counted_once_where_a_table_is_tied(model: Model) -> None:
+    ops = model.ops
+    table = ops.pack_table(torch.zeros(6, 128, dtype=torch.bfloat16), embedding=True, head_dtype="bf16")
+    assert ops.memory_bytes(table) == 6 * 128 * 2
+    assert ops.memory_bytes(ops.pack([(torch.zeros(3, 8, dtype=torch.uint8), torch.ones(12))])) == 3 * (128 + 16 + 8)
+    assert ops.describe()["wing"] == ops.name == "triton"
+    with pytest.raises(ValueError, match="not supported"):
+        ops.rope_tables(16, 1e4, {"factor": 8}, 10)
+    with pytest.raises(ValueError, match="without an embedding"):
+        ops.embed(ops.pack_table(torch.zeros(2, 4), embedding=False, head_dtype="bf16"), torch.zeros(1).long())
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_a_cache_takes_what_is_reckoned_for_its_tokens(model: Model, dtype: str) -> None:
+    held = model.ops.new_cache(3, 5, 8, 2, 16, dtype)  # type: ignore[arg-type]
+    assert model.ops.memory_bytes(held) == 5 * 8 * bytes_per_token(3, 2, 16, dtype)
+    assert model.ops.cache_tokens(3, 2, 16, dtype, 0) is None  # type: ignore[arg-type]

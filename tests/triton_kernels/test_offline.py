@@ -1,0 +1,207 @@
+"""Every kernel of a 2B-4T step compiled for sm_80 and sm_90: the instructions meant, no spill, a budget each.
+
+What is compiled is what the wing launches, with its own tiles. A budget is what Triton 3.6.0 needs, rounded up: another
+compiler may need a new number, and a change that costs registers has to say so here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.triton_kernels.offline import Launch, Recorder, amd, cuda
+from triton_kernels.attention import QueryBlocks, paged_attention
+from triton_kernels.cache import RopeTables, new_cache, rope_write_kv
+from triton_kernels.head import Table, head
+from triton_kernels.linear import ternary_linear
+from triton_kernels.pack import Weights, padded
+from triton_kernels.pointwise import embed, gate_quantize, new_quantized, quantize
+
+HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 6912, 20, 5, 128, 128256
+QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def linear(device: Recorder, num_tokens: int, n: int, k: int) -> None:
+    w = Weights(
+        planes=meta(n // 4, padded(k), dtype=torch.int8),
+        row_scale=meta(4, n // 4),
+        first=meta(n // 4, dtype=torch.int32),
+        step=meta(n // 4, dtype=torch.int32),
+        num_inputs=k,
+    )
+    residual = meta(num_tokens, n) if n == HIDDEN else None
+    ternary_linear(new_quantized(num_tokens, k, device), w, residual, device)
+
+
+def attention(
+    device: Recorder, num_rows: int, dtype: str, heads: int = HEADS, kv_heads: int = KV_HEADS, head_dim: int = HEAD_DIM
+) -> None:
+    cache = new_cache(1, 4096, 32, kv_heads, head_dim, dtype, device)
+    row = meta(num_rows, dtype=torch.int32)
+    tables = meta(num_rows, 128, dtype=torch.int32)
+    starts = meta(num_rows + 1, dtype=torch.int32)
+    q = meta(num_rows, heads, head_dim)
+    paged_attention(q, cache, 0, tables, row, starts, QueryBlocks(row, row), device)
+
+
+def rope(device: Recorder, dtype: str) -> None:
+    cache = new_cache(1, 4096, 32, KV_HEADS, HEAD_DIM, dtype, device)
+    tables = RopeTables(meta(4096, HEAD_DIM // 2), meta(4096, HEAD_DIM // 2))
+    ids = meta(4, dtype=torch.int64)
+    rope_write_kv(meta(4, QKV), ids, tables, cache, 0, ids, device)
+
+
+def output(device: Recorder, dtype: torch.dtype) -> None:
+    scale = meta(VOCAB) if dtype == torch.int8 else None
+    head(meta(4, HIDDEN), meta(HIDDEN), 1e-5, Table(None, meta(VOCAB, HIDDEN, dtype=dtype), scale, HIDDEN), device)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One launch of `run`: which kernel, at most how many registers, at least how many of which instructions."""
+
+    run: Callable[[Recorder], None]
+    kernel: str
+    registers: int
+    sm_80: dict[str, int]
+    sm_90: dict[str, int]
+    never: tuple[str, ...] = field(default=())
+
+
+CASES = {
+    "GEMV of qkv": Case(
+        lambda device: linear(device, 1, QKV, HIDDEN),
+        "gemv_kernel",
+        72,
+        {"IDP": 80, "LDG.E.EF.128": 5, "LDG.E.EL.128": 5},
+        {"IDP": 80, "LDG.E.EF.128": 5, "LDG.E.EL.128": 5},
+        ("PRMT",),
+    ),
+    "GEMV of down": Case(
+        lambda device: linear(device, 1, HIDDEN, FFN),
+        "gemv_kernel",
+        144,
+        {"IDP": 224, "LDG.E.EF.128": 14},
+        {"IDP": 224, "LDG.E.EF.128": 14},
+        ("PRMT",),
+    ),
+    "16 tokens of qkv": Case(
+        lambda device: linear(device, 16, QKV, HIDDEN),
+        "dot_kernel",
+        104,
+        {"IMMA": 64, "LDGSTS.E.BYPASS.128": 8},
+        {"IMMA": 64, "LDGSTS.E.BYPASS.128": 8},
+        ("PRMT",),
+    ),
+    "16 tokens of down, K split": Case(
+        lambda device: linear(device, 16, HIDDEN, FFN),
+        "dot_kernel",
+        104,
+        {"IMMA": 64, "LDGSTS.E.BYPASS.128": 8, "RED": 4},
+        {"IMMA": 64, "LDGSTS.E.BYPASS.128": 8, "RED": 4},
+        ("PRMT",),
+    ),
+    "the end of a split K": Case(lambda device: linear(device, 16, HIDDEN, FFN), "finish_kernel", 40, {}, {}),
+    "2048 tokens of gate and up": Case(
+        lambda device: linear(device, 2048, 2 * FFN, HIDDEN),
+        "dot_kernel",
+        248,
+        {"IMMA": 128, "LDGSTS.E.BYPASS.128": 12},
+        {"IGMMA": 16, "LDGSTS.E.BYPASS.128": 12},
+        ("PRMT",),
+    ),
+    "norm and quantize": Case(
+        lambda device: quantize(meta(4, HIDDEN), meta(HIDDEN), 1e-5, device),
+        "quantize_kernel",
+        64,
+        {"LDG.E.128": 8, "STG.E.128": 1},
+        {"LDG.E.128": 8, "STG.E.128": 1},
+    ),
+    "gate, norm and quantize": Case(
+        lambda device: gate_quantize(meta(4, 2 * FFN), meta(FFN), 1e-5, "relu2", device),
+        "gate_kernel",
+        64,
+        {"LDG.E.128": 12, "STG.E.128": 1},
+        {"LDG.E.128": 12, "STG.E.128": 1},
+    ),
+    "embedding": Case(
+        lambda device: embed(meta(VOCAB, HIDDEN, dtype=torch.bfloat16), meta(4, dtype=torch.int64), HIDDEN, device),
+        "embed_kernel",
+        32,
+        {"LDG.E.128": 1, "STG.E.128": 1},
+        {"LDG.E.128": 1, "STG.E.128": 1},
+    ),
+    "RoPE and cache write": Case(lambda device: rope(device, "bf16"), "rope_kernel", 32, {}, {}),
+    "RoPE and int8 cache write": Case(lambda device: rope(device, "int8"), "rope_kernel", 40, {}, {}),
+    "attention": Case(
+        lambda device: attention(device, 256, "bf16"),
+        "attention_kernel",
+        168,
+        {"HMMA": 64, "LDGSTS.E.BYPASS.128": 16},
+        {"HMMA": 64, "LDGSTS.E.BYPASS.128": 16},
+    ),
+    "attention over int8 keys": Case(
+        lambda device: attention(device, 256, "int8"), "attention_kernel", 216, {"HMMA": 64}, {"HMMA": 64}
+    ),
+    "attention in parts": Case(
+        lambda device: attention(device, 8, "bf16"), "attention_kernel", 168, {"HMMA": 64}, {"HMMA": 64}
+    ),
+    "attention with heads of 256": Case(
+        lambda device: attention(device, 256, "bf16", 12, 4, 256), "attention_kernel", 248, {"HMMA": 64}, {"HMMA": 64}
+    ),
+    "the parts put together": Case(lambda device: attention(device, 8, "bf16"), "merge_kernel", 160, {}, {}),
+    "final norm": Case(
+        lambda device: output(device, torch.bfloat16), "norm_kernel", 64, {"LDG.E.128": 8}, {"LDG.E.128": 8}
+    ),
+    "bf16 head": Case(
+        lambda device: output(device, torch.bfloat16),
+        "head_kernel",
+        168,
+        {"HMMA": 32, "LDGSTS.E.BYPASS.128": 16},
+        {"HGMMA": 4, "LDGSTS.E.BYPASS.128": 16},
+    ),
+    "int8 head": Case(
+        lambda device: output(device, torch.int8),
+        "head_kernel",
+        96,
+        {"IMMA": 16, "LDGSTS.E.BYPASS.128": 4},
+        {"IGMMA": 4, "LDGSTS.E.BYPASS.128": 4},
+    ),
+}
+
+
+def launch_of(case: Case, *, wgmma: bool, dp4a: bool = True) -> Launch:
+    device = Recorder(dp4a=dp4a, wgmma=wgmma)
+    case.run(device)
+    found: Launch = next(launch for launch in device.launches if launch.name == case.kernel)  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("name", CASES)
+def test_the_machine_code_is_what_was_meant(name: str, capability: int) -> None:
+    case = CASES[name]
+    built = cuda(launch_of(case, wgmma=capability == 90), capability)
+    assert built.stack_bytes == 0, f"{built.stack_bytes} bytes of registers spilled"
+    assert built.count("STL") == built.count("LDL") == 0
+    assert built.registers <= case.registers
+    assert built.shared_bytes <= SHARED_LIMIT[capability]
+    for opcode, least in (case.sm_80 if capability == 80 else case.sm_90).items():
+        assert built.count(opcode) >= least, f"{opcode}: {built.count(opcode)}"
+    for opcode in case.never:
+        # a byte permutation or two in the epilogue; decoding weights by shifts takes hundreds
+        assert built.count(opcode) <= 2, f"{opcode}: {built.count(opcode)}"
+
+
+def test_the_linear_compiles_for_amd_matrix_cores() -> None:
+    case = CASES["16 tokens of qkv"]
+    assert "v_mfma_i32_16x16x" in amd(launch_of(case, wgmma=False, dp4a=False), "gfx942")

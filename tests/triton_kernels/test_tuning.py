@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tests.triton_kernels.offline import Recorder
+from triton_kernels.pack import padded
+from triton_kernels.tuning import (
+    AttentionTile,
+    LinearTile,
+    Regime,
+    attention_tile,
+    linear_key,
+    linear_tile,
+    read_table,
+    regime,
+)
+
+# every K of the families served, in features
+WIDTHS = (1536, 2048, 2560, 3072, 3200, 4096, 5460, 6912, 8192, 8640, 9216, 14336, 23040, 64, 100)
+
+
+def test_the_form_follows_the_number_of_tokens() -> None:
+    assert [regime(n, dp4a=True) for n in (1, 2, 3, 64, 65)] == [
+        Regime.GEMV,
+        Regime.GEMV,
+        Regime.SMALL,
+        Regime.SMALL,
+        Regime.PREFILL,
+    ]
+    assert regime(1, dp4a=False) is Regime.SMALL
+
+
+@pytest.mark.parametrize("wgmma", [True, False])
+def test_every_shape_has_a_tile_that_fits_it(wgmma: bool) -> None:
+    device = Recorder(wgmma=wgmma)
+    for width in WIDTHS:
+        k = padded(width)
+        for num_packed in (16, 160, 640, 3456, 11520):
+            for num_tokens in (3, 16, 17, 64, 65, 4096):
+                tile = linear_tile(num_tokens, num_packed, k, device)
+                assert k % (tile.depth * tile.split_k) == 0, (k, tile)
+                # 64 rows of partial sums are what the wing keeps for a split K
+                assert tile.split_k == 1 or num_tokens <= 64
+                assert tile.depth >= 32
+                assert tile.tokens >= 16
+
+
+def test_one_attention_shape_serves_every_batch_of_a_model() -> None:
+    device = Recorder()
+    for head_dim, group in ((128, 4), (256, 3), (100, 1), (96, 1), (64, 48)):
+        tile = attention_tile(head_dim, group, device)
+        assert tile.rows >= group
+        assert tile.split % tile.keys == 0
+
+
+def test_a_measured_row_is_read_back_and_a_malformed_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.json"
+    key = linear_key(Regime.SMALL, 16, 640, 2560)
+    row = asdict(LinearTile(16, 16, 256, 1, 4, 3))
+    path.write_text(
+        json.dumps({"NVIDIA H100": {key: row, "attention D128 G4": asdict(AttentionTile(32, 32, 128, 4, 3))}})
+    )
+    assert read_table(path)["NVIDIA H100"][key] == row
+    for broken in ({**row, "packed": 0}, {**row, "extra": 1}, {"packed": 16}, {**row, "depth": "256"}):
+        path.write_text(json.dumps({"NVIDIA H100": {key: broken}}))
+        with pytest.raises(ValueError, match=r"tuning.json: NVIDIA H100: linear small T16 P640 K2560: needs positive"):
+            read_table(path)

@@ -1,0 +1,37 @@
+"""The GPU wing: Triton kernels for the verbs of the seam, on NVIDIA GPUs of compute capability 8.0 and newer.
+
+Knows neither the model nor the engine. Importing this package touches no device and does not import Triton.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from triton_kernels.wing import TritonWing
+
+
+def unavailable_reason() -> str | None:
+    """Why the kernels cannot run here, in one line that names the cure; None when they can."""
+    from triton_kernels.device import look, refusal
+
+    return refusal(look())
+
+
+def load(device: str = "cuda", why: str = "asked for") -> TritonWing:
+    """The wing on one torch device; RuntimeError with `unavailable_reason` when it cannot run there.
+
+    "cpu" is Triton's interpreter, for tests: it needs TRITON_INTERPRET=1 in the environment before Triton is imported.
+    """
+    import torch
+
+    from triton_kernels.device import open_device
+
+    if device != "cpu" and (reason := unavailable_reason()) is not None:
+        raise RuntimeError(reason)
+    opened = open_device(torch.device(device))
+
+    from triton_kernels.graphs import CudaCapture
+    from triton_kernels.wing import TritonWing
+
+    return TritonWing(opened, why, CudaCapture if opened.torch_device.type == "cuda" else None)

@@ -1,0 +1,351 @@
+"""Paged causal attention of ragged rows, prefill and decode alike, with bits that depend on a query's position only.
+
+A query's keys are cut into splits of a fixed number of tokens aligned to absolute position. Each split is one online
+softmax over tiles of a fixed size, in order; splits are merged in order of position. One matrix shape serves all: rows
+of (query token x head of its group) against a tile of keys. So it does not matter which other queries share a
+program, whether one program visits all splits (merging in registers) or several programs leave partial results for a
+second kernel to merge: the operations on one query's numbers are the same, in the same order. What a query may not see
+contributes an exact zero. The idea of splits and of query blocks is that of vLLM's unified attention kernel; the fixed
+order follows "Defeating nondeterminism in LLM inference" (Thinking Machines, 2025).
+
+Scores and softmax are fp32. Tensor cores take bf16, so fp32 operands (q, probabilities) go in as a high and a low bf16
+part: two products with exact keys and values instead of one with rounded operands.
+"""
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# ruff: noqa: RET505 (Triton drops the untaken branch of a constant condition, but not what follows its return)
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from triton_kernels.cache import Cache, bf16_rounded
+from triton_kernels.device import Device
+from triton_kernels.tuning import AttentionTile, attention_tile, power_of_two
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBlocks:
+    """Which query tokens each program takes: row[i] int32 and, inside that row, the tokens from first[i] int32."""
+
+    row: Tensor
+    first: Tensor
+
+
+@triton.jit
+def high_low(x, BF16: tl.constexpr):
+    """x as a sum of two bf16 numbers, to about 16 bits (kept as fp32 where there is no bf16 arithmetic)."""
+    if BF16:
+        high = x.to(tl.bfloat16)
+        return high, (x - high.to(tl.float32)).to(tl.bfloat16)
+    else:
+        high = bf16_rounded(x)
+        return high, bf16_rounded(x - high)
+
+
+@triton.jit
+def product(a, b, total, BF16: tl.constexpr):
+    """total + a @ b. Without bf16 arithmetic in fp64, where the order of the sum, unknown there, does not show."""
+    if BF16:
+        return tl.dot(a, b, total)
+    else:
+        exact = tl.dot(a.to(tl.float64), b.to(tl.float64), total.to(tl.float64), out_dtype=tl.float64)
+        return exact.to(tl.float32)
+
+
+@triton.jit
+def load_page(page, at, d, mask, D: tl.constexpr, BF16: tl.constexpr):
+    """Keys or values at token slots `at`, as exact bf16. What is masked is zero, whatever the slot holds."""
+    x = tl.load(page + at * D + d, mask=mask, other=0)
+    if BF16:
+        return x.to(tl.bfloat16)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def one_split(
+    start, end, q_high, q_low, position, table, keys, values, key_scale, value_scale, kv_head, scale,
+    HKV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_TOKENS: tl.constexpr, ROWS: tl.constexpr,
+    KEYS: tl.constexpr, SPLIT: tl.constexpr, INT8: tl.constexpr, BF16: tl.constexpr,
+):  # fmt: skip
+    """Online softmax over the keys start .. min(start + SPLIT, end) - 1: running maximum, sum, weighted values."""
+    d = tl.arange(0, BLOCK_D)
+    most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([ROWS], dtype=tl.float32)
+    weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    for tile in range(SPLIT // KEYS):
+        n = start + tile * KEYS + tl.arange(0, KEYS)
+        here = n < end
+        if BLOCK_TOKENS % KEYS == 0:
+            # the whole tile is in one block: one lookup, and constant offsets from one address
+            block = tl.load(table + (start + tile * KEYS) // BLOCK_TOKENS, mask=start + tile * KEYS < end, other=0)
+            inner = (start + tile * KEYS) % BLOCK_TOKENS + tl.arange(0, KEYS)
+        else:
+            block = tl.load(table + n // BLOCK_TOKENS, mask=here, other=0)
+            inner = n % BLOCK_TOKENS
+        at = (block.to(tl.int64) * HKV + kv_head) * BLOCK_TOKENS + inner
+        k = load_page(keys, at[None, :], d[:, None], here[None, :] & (d < D)[:, None], D, BF16)
+        score = product(q_low, k, product(q_high, k, tl.zeros([ROWS, KEYS], tl.float32), BF16), BF16) * scale
+        if INT8:
+            score *= tl.load(key_scale + at, mask=here, other=0.0)[None, :]
+        score = tl.where(n[None, :] <= position[:, None], score, float("-inf"))
+        highest = tl.maximum(most, tl.max(score, axis=1))
+        # a row that has seen no key yet: any finite number, so that -inf minus it is -inf and not NaN
+        origin = tl.where(highest == float("-inf"), 0.0, highest)
+        shrink = tl.exp2(most - origin)
+        p = tl.exp2(score - origin[:, None])
+        total = total * shrink + tl.sum(p, axis=1)
+        if INT8:
+            p *= tl.load(value_scale + at, mask=here, other=0.0)[None, :]
+        p_high, p_low = high_low(p, BF16)
+        v = load_page(values, at[:, None], d[None, :], here[:, None] & (d < D)[None, :], D, BF16)
+        weighted = product(p_low, v, product(p_high, v, weighted * shrink[:, None], BF16), BF16)
+        most = highest
+    return most, total, weighted
+
+
+@triton.jit
+def merge(most, total, weighted, next_most, next_total, next_weighted):
+    """Adds the next split. One without a visible key changes nothing, not even the sign of a zero."""
+    highest = tl.maximum(most, next_most)
+    origin = tl.where(highest == float("-inf"), 0.0, highest)
+    keep = tl.exp2(most - origin)
+    add = tl.exp2(next_most - origin)
+    empty = next_total == 0.0
+    merged = weighted * keep[:, None] + next_weighted * add[:, None]
+    weighted = tl.where(empty[:, None], weighted, merged)
+    total = tl.where(empty, total, total * keep + next_total * add)
+    return tl.where(empty, most, highest), total, weighted
+
+
+@triton.jit
+def query_rows(
+    block_row, block_first, starts, lengths, kv_head, i, G: tl.constexpr, HQ: tl.constexpr, ROWS: tl.constexpr
+):
+    """Which (token, head) each matrix row is, and where it sits: line in [T * HQ], position (-1: none), row, end."""
+    TOKENS: tl.constexpr = ROWS // G
+    row = tl.load(block_row + tl.program_id(0))
+    first = tl.load(block_first + tl.program_id(0))
+    start = tl.load(starts + row)
+    count = tl.load(starts + row + 1) - start
+    before = tl.load(lengths + row) - count
+    token = first + i // G
+    there = (i < TOKENS * G) & (token < count)
+    position = tl.where(there, before + token, -1)
+    line = (start + token).to(tl.int64) * HQ + kv_head * G + i % G
+    return line, there, position, row, before + tl.minimum(first + TOKENS, count)
+
+
+@triton.jit
+def attention_kernel(
+    out,  # f32 [T, HQ * D]; not written when PARTIAL
+    part_most,  # f32 [T, HQ, max_splits]; the three are written when PARTIAL
+    part_total,  # f32 [T, HQ, max_splits]
+    part_weighted,  # f32 [T, HQ, max_splits, D]
+    q,  # f32 [T, HQ, D]
+    keys,  # bf16 or int8 [blocks, HKV, BLOCK_TOKENS, D] of one layer
+    values,
+    key_scale,  # f32 [blocks, HKV, BLOCK_TOKENS]
+    value_scale,
+    block_tables,  # int32 [B, max_blocks]
+    lengths,  # int32 [B]
+    starts,  # int32 [B + 1]
+    block_row,  # int32 [programs]
+    block_first,  # int32 [programs]
+    scale,
+    max_blocks,
+    max_splits,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    INT8: tl.constexpr,
+    BF16: tl.constexpr,
+):
+    kv_head = tl.program_id(1)
+    i = tl.arange(0, ROWS)
+    d = tl.arange(0, BLOCK_D)
+    line, there, position, row, end = query_rows(
+        block_row, block_first, starts, lengths, kv_head, i, HQ // HKV, HQ, ROWS
+    )
+    cell = there[:, None] & (d < D)[None, :]
+    q_high, q_low = high_low(tl.load(q + line[:, None] * D + d[None, :], mask=cell, other=0.0), BF16)
+    table = block_tables + row.to(tl.int64) * max_blocks
+    most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([ROWS], dtype=tl.float32)
+    weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    for split in range(tl.program_id(2), (end + SPLIT - 1) // SPLIT, tl.num_programs(2)):
+        next_most, next_total, next_weighted = one_split(
+            split * SPLIT, end, q_high, q_low, position, table, keys, values, key_scale, value_scale, kv_head, scale,
+            HKV, D, BLOCK_D, BLOCK_TOKENS, ROWS, KEYS, SPLIT, INT8, BF16,
+        )  # fmt: skip
+        if PARTIAL:
+            to = line * max_splits + split
+            tl.store(part_most + to, next_most, mask=there)
+            tl.store(part_total + to, next_total, mask=there)
+            tl.store(part_weighted + to[:, None] * D + d[None, :], next_weighted, mask=cell)
+        else:
+            most, total, weighted = merge(most, total, weighted, next_most, next_total, next_weighted)
+    if not PARTIAL:
+        result = tl.math.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
+        tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
+
+
+@triton.jit
+def merge_kernel(
+    out,  # f32 [T, HQ * D]
+    part_most,  # f32 [T, HQ, max_splits]
+    part_total,
+    part_weighted,  # f32 [T, HQ, max_splits, D]
+    lengths,
+    starts,
+    block_row,
+    block_first,
+    max_splits,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    kv_head = tl.program_id(1)
+    i = tl.arange(0, ROWS)
+    d = tl.arange(0, BLOCK_D)
+    line, there, _, _, end = query_rows(block_row, block_first, starts, lengths, kv_head, i, HQ // HKV, HQ, ROWS)
+    cell = there[:, None] & (d < D)[None, :]
+    most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([ROWS], dtype=tl.float32)
+    weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    for split in range(0, (end + SPLIT - 1) // SPLIT):
+        at = line * max_splits + split
+        next_most = tl.load(part_most + at, mask=there, other=float("-inf"))
+        next_total = tl.load(part_total + at, mask=there, other=0.0)
+        next_weighted = tl.load(part_weighted + at[:, None] * D + d[None, :], mask=cell, other=0.0)
+        most, total, weighted = merge(most, total, weighted, next_most, next_total, next_weighted)
+    result = tl.math.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
+    tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
+
+
+def query_blocks(starts: list[int], num_heads: int, num_kv_heads: int, head_dim: int, device: Device) -> QueryBlocks:
+    """Cut the rows at `starts` (on the host) into blocks of query tokens, one program each."""
+    group = num_heads // num_kv_heads
+    tokens = attention_tile(head_dim, group, device).rows // group
+    found = [
+        (row, first) for row, (start, end) in enumerate(pairwise(starts)) for first in range(0, end - start, tokens)
+    ]
+    table = torch.tensor(found, dtype=torch.int32).view(-1, 2).T.contiguous().to(device.torch_device)
+    return QueryBlocks(table[0], table[1])
+
+
+def paged_attention(
+    q: Tensor,
+    cache: Cache,
+    layer: int,
+    block_tables: Tensor,
+    lengths: Tensor,
+    starts: Tensor,
+    blocks: QueryBlocks,
+    device: Device,
+) -> Tensor:
+    """Causal attention of ragged rows: q f32 [T, Hq, D] -> f32 [T, Hq * D]. All tensors on the device.
+
+    A row of length 0 (padding) gives zeros. Slots past a row's length are never read.
+    """
+    num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads = cache.keys.shape[2]
+    if num_heads % num_kv_heads or head_dim != cache.keys.shape[4]:
+        raise ValueError(f"q {list(q.shape)} does not fit {num_kv_heads} KV heads of {cache.keys.shape[4]}")
+    out = device.empty(num_tokens, num_heads * head_dim, dtype=torch.float32)
+    if num_tokens:
+        tile = attention_tile(head_dim, num_heads // num_kv_heads, device)
+        max_splits = -(-block_tables.shape[1] * cache.keys.shape[3] // tile.split)
+        programs = split_programs(blocks.row.shape[0] * num_kv_heads, max_splits, device)
+        attend(out, q, cache, layer, block_tables, lengths, starts, blocks, tile, max_splits, programs, device)
+    return out
+
+
+def split_programs(programs: int, max_splits: int, device: Device) -> int:
+    """How many programs share the splits of one query block: 1 where there is work enough. Changes no bit."""
+    return max(1, min(max_splits, 2 * device.num_processors // programs))
+
+
+def attend(
+    out: Tensor,
+    q: Tensor,
+    cache: Cache,
+    layer: int,
+    block_tables: Tensor,
+    lengths: Tensor,
+    starts: Tensor,
+    blocks: QueryBlocks,
+    tile: AttentionTile,
+    max_splits: int,
+    programs: int,
+    device: Device,
+) -> None:
+    num_tokens, num_heads, head_dim = q.shape
+    _, _, num_kv_heads, block_tokens, _ = cache.keys.shape
+    parts = (num_tokens, num_heads, max_splits if programs > 1 else 0)
+    partial: dict[str, Any] = {
+        "part_most": device.empty(*parts, dtype=torch.float32),
+        "part_total": device.empty(*parts, dtype=torch.float32),
+        "part_weighted": device.empty(*parts, head_dim, dtype=torch.float32),
+    }
+    rows: dict[str, Any] = {"lengths": lengths, "starts": starts, "block_row": blocks.row, "block_first": blocks.first}
+    shape = {
+        "HQ": num_heads,
+        "HKV": num_kv_heads,
+        "D": head_dim,
+        "BLOCK_D": max(16, power_of_two(head_dim)),
+        "ROWS": tile.rows,
+        "SPLIT": tile.split,
+    }
+    device.launch(
+        attention_kernel,
+        (blocks.row.shape[0], num_kv_heads, programs),
+        out=out,
+        q=q,
+        keys=cache.keys[layer],
+        values=cache.values[layer],
+        key_scale=cache.key_scale[layer],
+        value_scale=cache.value_scale[layer],
+        block_tables=block_tables,
+        scale=math.log2(math.e) / math.sqrt(head_dim),
+        max_blocks=block_tables.shape[1],
+        max_splits=max_splits,
+        BLOCK_TOKENS=block_tokens,
+        KEYS=tile.keys,
+        PARTIAL=programs > 1,
+        INT8=cache.is_int8,
+        BF16=device.bf16,
+        **partial,
+        **rows,
+        **shape,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    if programs > 1:
+        device.launch(
+            merge_kernel,
+            (blocks.row.shape[0], num_kv_heads),
+            out=out,
+            max_splits=max_splits,
+            **partial,
+            **rows,
+            **shape,
+            num_warps=tile.num_warps,
+        )

@@ -1,0 +1,139 @@
+"""Decode steps as captured graphs: fixed buckets of rows, static input buffers, padding rows that touch nothing.
+
+A launch costs the host more than most kernels of a decode step cost the device, so a step whose rows all carry one
+token is replayed as one graph. Knows neither kernels nor the model: it is given the function that runs a step on
+tensors, and the function that turns running it into a replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+NO_SLOT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeInputs:
+    """One token a row, on the device. A padding row has slot -1 and length 0: it writes nothing and attends to nothing.
+
+    token_ids, positions, slots  int64 [B]
+    block_tables                 int32 [B, max_blocks]
+    lengths                      int32 [B]
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    block_tables: Tensor
+    lengths: Tensor
+
+
+class Capture(Protocol):
+    """Runs `work` so that its launches are recorded; returns its result's tensor and what launches them again."""
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]: ...
+
+
+class DecodeGraphs:
+    """Captured steps of one cache, by (rows, blocks of the table); what is missing is captured when first needed.
+
+    Not for use from two threads: the input buffers are shared by all calls.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[DecodeInputs], Tensor],
+        capture: Capture,
+        device: torch.device,
+        buckets: Sequence[int] = BUCKETS,
+    ) -> None:
+        self._run = run
+        self._capture = capture
+        self._device = device
+        self._buckets = tuple(sorted(buckets))
+        self._captured: dict[tuple[int, int], tuple[DecodeInputs, Tensor, Callable[[], None]]] = {}
+
+    @property
+    def largest(self) -> int:
+        return self._buckets[-1]
+
+    def step(self, inputs: DecodeInputs) -> Tensor:
+        """Run one decode step of up to `largest` rows: the result of `run` for these rows [B, ...].
+
+        `inputs` may be on the host. The returned tensor is overwritten by the next step of the same bucket.
+        """
+        num_rows, width = inputs.block_tables.shape
+        static, result, replay = self._ready(self.bucket(num_rows), table_width(width))
+        for buffer, given in zip(tensors(static), tensors(inputs), strict=True):
+            buffer[:num_rows].narrow(-1, 0, given.shape[-1]).copy_(given, non_blocking=True)
+        static.slots[num_rows:].fill_(NO_SLOT)
+        static.lengths[num_rows:].zero_()
+        replay()
+        return result[:num_rows]
+
+    def prepare(self, max_blocks: int) -> Iterator[int]:
+        """Capture every bucket for tables of up to `max_blocks`, largest first; yields how many are still to do."""
+        for left, bucket in zip(range(len(self._buckets) - 1, -1, -1), reversed(self._buckets), strict=True):
+            self._ready(bucket, table_width(max_blocks))
+            yield left
+
+    def bucket(self, num_rows: int) -> int:
+        """The smallest bucket that holds this many rows; ValueError past the largest."""
+        for size in self._buckets:
+            if num_rows <= size:
+                return size
+        raise ValueError(f"{num_rows} rows are more than the largest bucket of {self.largest}")
+
+    def _ready(self, bucket: int, width: int) -> tuple[DecodeInputs, Tensor, Callable[[], None]]:
+        wider = [key for key in self._captured if key[0] == bucket and key[1] >= width]
+        key = min(wider, default=(bucket, width))
+        if key not in self._captured:
+            static = idle(bucket, width, self._device)
+            result, replay = self._capture(lambda: self._run(static))
+            self._captured[key] = (static, result, replay)
+        return self._captured[key]
+
+
+def idle(num_rows: int, max_blocks: int, device: torch.device) -> DecodeInputs:
+    """Buffers of nothing but padding rows: what a capture may run on without touching any request's cache."""
+    return DecodeInputs(
+        token_ids=torch.zeros(num_rows, dtype=torch.int64, device=device),
+        positions=torch.zeros(num_rows, dtype=torch.int64, device=device),
+        slots=torch.full((num_rows,), NO_SLOT, dtype=torch.int64, device=device),
+        block_tables=torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device),
+        lengths=torch.zeros(num_rows, dtype=torch.int32, device=device),
+    )
+
+
+def tensors(inputs: DecodeInputs) -> tuple[Tensor, ...]:
+    return tuple(getattr(inputs, field.name) for field in fields(inputs))
+
+
+def table_width(max_blocks: int) -> int:
+    """Tables come in powers of two from 16 blocks, so that growing rows need few captures."""
+    return max(16, 1 << (max_blocks - 1).bit_length())
+
+
+class CudaCapture:
+    """Records into CUDA graphs that share one memory pool (their results never live at once, except the last)."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # kernels compile on their first launch, which a capture does not survive
+            work()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = work()
+        self._pool = graph.pool()
+        return result, graph.replay

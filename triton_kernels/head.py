@@ -1,0 +1,206 @@
+"""The output head: final norm, logits, and the largest of them.
+
+Two forms of the [V, H] table. bf16: tensor-core products in fp32, with one tile shape for every number of rows, so that
+a row's logits do not depend on its company. int8: a scale per vocabulary row and quantized activations, whose integer
+sums do not depend on anything. Ties among logits go to the lower id.
+"""
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from triton_kernels.attention import product
+from triton_kernels.cache import store_bf16
+from triton_kernels.device import Device
+from triton_kernels.pack import padded
+from triton_kernels.pointwise import check_width, normed, quantize, row_warps
+from triton_kernels.tuning import power_of_two
+
+HEAD_DTYPES = ("bf16", "int8")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A [V, H] table. What it is not used for is None; a tied bf16 table is stored once.
+
+    embedding   bf16 or f32 [V, padded H]
+    head        bf16 or int8 [V, padded H]
+    head_scale  f32 [V], for int8
+    """
+
+    embedding: Tensor | None
+    head: Tensor | None
+    head_scale: Tensor | None
+    width: int
+
+
+def pack_table(weight: Tensor, *, embedding: bool, head_dtype: str | None, device: Device) -> Table:
+    """Take over a [V, H] bf16 or f32 table; an f32 table is rounded to bf16 for a bf16 head."""
+    if weight.dim() != 2 or weight.dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"a table must be bf16 or f32 [V, H], not {weight.dtype} {list(weight.shape)}")
+    if head_dtype not in (None, *HEAD_DTYPES):
+        raise ValueError(f"the GPU head is {' or '.join(HEAD_DTYPES)}, not {head_dtype!r}")
+    width = weight.shape[1]
+    rows = torch.nn.functional.pad(weight, (0, padded(width) - width))
+    held = rows.to(device.torch_device) if embedding or head_dtype == "bf16" else None
+    head, head_scale = None, None
+    if head_dtype == "bf16" and held is not None:
+        head = held.to(torch.bfloat16)
+    elif head_dtype == "int8":
+        codes, scale = int8_rows(rows)
+        head, head_scale = codes.to(device.torch_device), scale.to(device.torch_device)
+    return Table(held if embedding else None, head, head_scale, width)
+
+
+def int8_rows(rows: Tensor, chunk: int = 8192) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 per row: codes [V, H], scale f32 [V] = absmax / 127. In chunks, to need little memory."""
+    codes, scales = torch.empty(rows.shape, dtype=torch.int8), torch.empty(rows.shape[0])
+    for start in range(0, rows.shape[0], chunk):
+        part = rows[start : start + chunk].float().cpu()
+        largest = part.abs().amax(1)
+        factor = 127 / torch.where(largest == 0, 1.0, largest)
+        codes[start : start + chunk] = (part * factor[:, None]).round().to(torch.int8)
+        scales[start : start + chunk] = largest / 127
+    return codes, scales
+
+
+@triton.jit
+def norm_kernel(
+    out,  # bf16 [T, STRIDE]
+    x,  # f32 [T, WIDTH]
+    gain,  # f32 [WIDTH]
+    eps,
+    WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BF16: tl.constexpr,
+):
+    t = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    inside = i < WIDTH
+    row = tl.load(x + t * WIDTH + i, mask=inside, other=0.0)
+    y = normed(row, tl.load(gain + i, mask=inside, other=0.0), eps, WIDTH)
+    store_bf16(out + t * STRIDE + i, y, i < STRIDE, BF16)
+
+
+@triton.jit(do_not_specialize=["T"])
+def head_kernel(
+    out,  # f32 [T, V]
+    x,  # bf16 or int8 [T, K]
+    table,  # bf16 or int8 [V, K]
+    token_scale,  # f32 [T], for int8
+    row_scale,  # f32 [V], for int8
+    T,
+    V: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    INT8: tl.constexpr,
+    BF16: tl.constexpr,
+):
+    # neighbouring programs share a tile of the table, which is the larger operand
+    rt = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    rv = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
+    x_at = x + tl.minimum(rt, T - 1).to(tl.int64)[None, :] * K
+    w_at = table + tl.minimum(rv, V - 1).to(tl.int64)[:, None] * K
+    total = tl.zeros([BLOCK_V, BLOCK_T], dtype=tl.int32 if INT8 else tl.float32)
+    for i in range(K // BLOCK_K):
+        rk = i * BLOCK_K + tl.arange(0, BLOCK_K)
+        w = tl.load(w_at + rk[None, :])
+        y = tl.load(x_at + rk[:, None])
+        if INT8:
+            total = tl.dot(w, y, total, out_dtype=tl.int32)
+        elif BF16:
+            total = product(w, y, total, True)
+        else:
+            total = product(w.to(tl.float32), y.to(tl.float32), total, False)
+    inside = (rt < T)[:, None] & (rv < V)[None, :]
+    logits = tl.trans(total).to(tl.float32)
+    if INT8:
+        token = tl.load(token_scale + rt, mask=rt < T, other=0.0)[:, None]
+        logits *= token * tl.load(row_scale + rv, mask=rv < V, other=0.0)[None, :]
+    tl.store(out + rt.to(tl.int64)[:, None] * V + rv[None, :], logits, mask=inside)
+
+
+def head(x: Tensor, gain: Tensor, eps: float, table: Table, device: Device) -> Tensor:
+    """Final RMS norm and output head: f32 [R, H] -> logits f32 [R, V]."""
+    if table.head is None:
+        raise ValueError("this table was packed without a head (head_dtype None)")
+    if x.shape[-1] != table.width:
+        raise ValueError(f"the head takes rows of {table.width} values, not {list(x.shape)}")
+    num_rows, (vocab, stride) = x.shape[0], table.head.shape
+    logits = device.empty(num_rows, vocab, dtype=torch.float32)
+    if num_rows == 0:
+        return logits
+    if table.head_scale is None:
+        codes, scales = normed_bf16(x, gain, eps, stride, device), (logits, logits)
+        # this shape for every number of rows: the order of the sum over H is part of the result
+        tile = {"BLOCK_V": 128, "BLOCK_T": 64, "BLOCK_K": 64}
+    else:
+        q = quantize(x, gain, eps, device)
+        codes, scales = q.codes, (q.scale, table.head_scale)
+        tile = {"BLOCK_V": 128, "BLOCK_T": min(64, max(16, power_of_two(num_rows))), "BLOCK_K": 128}
+    device.launch(
+        head_kernel,
+        (triton.cdiv(vocab, tile["BLOCK_V"]), triton.cdiv(num_rows, tile["BLOCK_T"])),
+        out=logits,
+        x=codes,
+        table=table.head,
+        token_scale=scales[0],
+        row_scale=scales[1],
+        T=num_rows,
+        V=vocab,
+        K=stride,
+        INT8=table.head_scale is not None,
+        BF16=device.bf16,
+        **tile,
+        num_warps=8 if device.wgmma else 4,
+        num_stages=3,
+    )
+    return logits
+
+
+def normed_bf16(x: Tensor, gain: Tensor, eps: float, stride: int, device: Device) -> Tensor:
+    check_width(x, x.shape[1], gain)
+    out = device.empty(x.shape[0], stride, dtype=torch.bfloat16)
+    block = power_of_two(stride)
+    device.launch(
+        norm_kernel,
+        (x.shape[0],),
+        out=out,
+        x=x,
+        gain=gain,
+        eps=eps,
+        WIDTH=x.shape[1],
+        STRIDE=stride,
+        BLOCK=block,
+        BF16=device.bf16,
+        num_warps=row_warps(block),
+    )
+    return out
+
+
+def top(logits: Tensor, k: int, extra_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The k largest of each row by (logit descending, id ascending), then `extra_ids` int64 [R, E] (-1 = none).
+
+    Returns (ids int64, logits f32), both [R, min(k, V) + E]. NaN counts as the largest, so that it is seen.
+    """
+    vocab = logits.shape[1]
+    ids = torch.arange(vocab, dtype=torch.int64, device=logits.device)
+    # One integer per logit that sorts like (logit, -id): the bits of a float, with the negative ones turned around,
+    # above the id counted from the end. Adding 0.0 turns -0.0 into 0.0, which is its equal.
+    bits = (logits + 0.0).view(torch.int32)
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    ordered = torch.where(logits.isnan(), 0x7FFFFFFF, ordered)
+    key = (ordered.to(torch.int64) << 32) | (vocab - 1 - ids)
+    best = torch.topk(key, min(k, vocab), dim=1, sorted=True).values
+    found = torch.cat([vocab - 1 - (best & 0xFFFFFFFF), extra_ids], dim=1)
+    picked = logits.gather(1, found.clamp(min=0))
+    return found, picked.masked_fill(found < 0, -torch.inf)

@@ -1,0 +1,139 @@
+"""Which tile each kernel gets: a table of measured rows where there is one, else a heuristic. Nothing is timed here.
+
+The table is `tuning.json` beside this file, if present: {device name: {key: {field: value}}} with the keys of
+`linear_key` and `attention_key`, written by a tuning script from measurements. No choice made here changes a result of
+the ternary linears (integer sums). The attention shape does change bits, so it is one shape per head size and device,
+never a function of the batch. The heuristics follow compiled code, not timings: no GPU has run them yet.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from triton_kernels.device import Device
+
+TABLE = Path(__file__).with_name("tuning.json")
+
+
+class Regime(StrEnum):
+    """The three forms of the ternary linear."""
+
+    GEMV = "gemv"
+    SMALL = "small"
+    PREFILL = "prefill"
+
+
+@dataclass(frozen=True, slots=True)
+class LinearTile:
+    """What a program takes: packed rows (4 outputs each), tokens, bytes of K a turn; split_k programs share K."""
+
+    packed: int
+    tokens: int
+    depth: int
+    split_k: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTile:
+    """What a program takes: rows (query tokens x heads of a group), KV tokens a turn and a split."""
+
+    rows: int
+    keys: int
+    split: int
+    num_warps: int
+    num_stages: int
+
+
+def regime(num_tokens: int, dp4a: bool) -> Regime:
+    """Which form of the ternary linear serves this many tokens."""
+    if num_tokens <= 2 and dp4a:
+        return Regime.GEMV
+    return Regime.SMALL if num_tokens <= 64 else Regime.PREFILL
+
+
+def linear_tile(num_tokens: int, num_packed: int, padded_k: int, device: Device) -> LinearTile:
+    """The tile of one ternary linear. Except in a GEMV, depth * split_k divides padded_k (a multiple of 128)."""
+    form = regime(num_tokens, device.dp4a)
+    bucket = power_of_two(num_tokens) if form is not Regime.PREFILL else 128
+    row = table().get(device.name, {}).get(linear_key(form, bucket, num_packed, padded_k))
+    if row is not None:
+        return LinearTile(**row)
+    if form is Regime.GEMV:
+        return gemv_tile(num_packed, padded_k, device)
+    if form is Regime.SMALL:
+        return small_tile(bucket, num_packed, padded_k, device)
+    # 128 tokens spill on sm_90 (56 bytes) and 64 tokens spill on sm_80 (24 bytes): ptxas of Triton 3.6.0
+    return LinearTile(64, 64 if device.wgmma else 128, depth=128, split_k=1, num_warps=8, num_stages=3)
+
+
+def gemv_tile(num_packed: int, padded_k: int, device: Device) -> LinearTile:
+    """One program owns all of K.
+
+    Tiles of four rows by 512 bytes are one 16-byte load a thread; short rows of K are all in flight at once. ptxas
+    keeps only two such tiles in flight in a long row, so there the tile is four times as deep.
+    """
+    packed = 8 if num_packed // 8 >= 2 * device.num_processors else 4
+    depth = 512 if padded_k <= 8 * 512 else 2048
+    return LinearTile(packed, tokens=1, depth=depth, split_k=1, num_warps=4, num_stages=1)
+
+
+def small_tile(bucket: int, num_packed: int, padded_k: int, device: Device) -> LinearTile:
+    """Sixteen packed rows a program, the narrowest tile of tensor cores. K is split where few programs go deep."""
+    depth = largest_divisor(padded_k, 256)
+    programs = -(-num_packed // 16)
+    few_and_deep = 2 * programs <= device.num_processors and padded_k >= 4096
+    split_k = max(parts for parts in (1, 2, 3, 4) if padded_k // depth % parts == 0) if few_and_deep else 1
+    return LinearTile(16, max(16, bucket), depth, split_k, num_warps=4, num_stages=3)
+
+
+def attention_tile(head_dim: int, group: int, device: Device) -> AttentionTile:
+    """One shape for prefill and decode. `group` is the number of query heads that share a KV head."""
+    row = table().get(device.name, {}).get(attention_key(head_dim, group))
+    if row is not None:
+        return AttentionTile(**row)
+    # 32 keys are one block of the cache: one table lookup a tile. 64 keys or 64 rows spill on sm_80, and
+    # 32 rows of a head of 256 (Triton 3.6.0).
+    rows = max(32 if head_dim <= 128 else 16, power_of_two(group))
+    return AttentionTile(rows, keys=32, split=128, num_warps=4, num_stages=3)
+
+
+def linear_key(form: Regime, bucket: int, num_packed: int, padded_k: int) -> str:
+    return f"linear {form} T{bucket} P{num_packed} K{padded_k}"
+
+
+def attention_key(head_dim: int, group: int) -> str:
+    return f"attention D{head_dim} G{group}"
+
+
+@cache
+def table() -> dict[str, dict[str, dict[str, int]]]:
+    """The measured rows. A malformed table is our own fault and raises ValueError with its place."""
+    return read_table(TABLE) if TABLE.exists() else {}
+
+
+def read_table(path: Path) -> dict[str, dict[str, dict[str, int]]]:
+    read: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text())
+    for device, rows in read.items():
+        for key, row in rows.items():
+            kind = LinearTile if key.startswith("linear ") else AttentionTile
+            wanted = {field.name for field in fields(kind)}
+            if set(row) != wanted or not all(isinstance(value, int) and value > 0 for value in row.values()):
+                raise ValueError(f"{path.name}: {device}: {key}: needs positive integers {sorted(wanted)}, has {row}")
+    return read
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def largest_divisor(n: int, limit: int) -> int:
+    """The largest power of two up to `limit` that divides n."""
+    return min(limit, n & -n)
