@@ -18,10 +18,10 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) \
-       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+INSTALL := $(PIP) install -c $(CONSTRAINTS) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: serve test lint bench clean help
+.PHONY: serve test wheel lint bench clean help
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
@@ -36,13 +36,13 @@ $(BIN)/python:
 # The native CPU library is compiled here, so a change of its sources installs again.
 $(VENV)/.serve: pyproject.toml $(CONSTRAINTS) $(wildcard cpu_fallback/native/*) | $(BIN)/python
 	@echo "Installing bitnet-serve into $(VENV) (the first time takes a minute or two) ..."
-	@$(PIP) torch
-	@$(PIP) -e .
+	@$(INSTALL) torch
+	@$(INSTALL) -e .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.serve
 	@echo "Installing the test tools into $(VENV) ..."
-	@$(PIP) -e '.[dev]'
+	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
 serve: $(VENV)/.serve
@@ -50,6 +50,11 @@ serve: $(VENV)/.serve
 
 test:
 	@PYTHON='$(PYTHON)' MAKE='$(MAKE)' bash tests/run.sh
+
+wheel: $(VENV)/.serve
+	@rm -rf dist
+	@$(PIP) wheel --no-deps --wheel-dir dist .
+	@$(BIN)/python tools/check_wheel.py dist/*.whl
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ PYTEST=(.venv/bin/python -m pytest)
 
 group install "${MAKE:-make}" --no-print-directory .venv/.test
 if ((${#failed[@]} == 0)); then
+  group build "${MAKE:-make}" --no-print-directory --silent wheel
   group lint "${MAKE:-make}" --no-print-directory --silent lint
   group unit "${PYTEST[@]}" tests --ignore=tests/numerics --ignore=tests/server --ignore=tests/triton_kernels
   group kernels "${PYTEST[@]}" tests/triton_kernels
