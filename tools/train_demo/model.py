@@ -141,7 +141,8 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         y = self.attn_sub_norm(y.transpose(1, 2).flatten(2))
-        return self.o_proj(round_activation(y))
+        out: Tensor = self.o_proj(round_activation(y))
+        return out
 
 
 class FeedForward(nn.Module):
@@ -157,7 +158,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = round_activation(x)
         y = self.ffn_sub_norm(functional.relu(self.gate_proj(x)).square() * self.up_proj(x))
-        return self.down_proj(round_activation(y))
+        out: Tensor = self.down_proj(round_activation(y))
+        return out
 
 
 class Layer(nn.Module):
@@ -172,7 +174,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Decoder(nn.Module):
@@ -200,7 +203,8 @@ class DemoModel(nn.Module):
         x = self.model.embed_tokens(token_ids)
         for layer in self.model.layers:
             x = layer(x, rope, mask)
-        return self.model.norm(x)
+        out: Tensor = self.model.norm(x)
+        return out
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits [..., V] of states [..., H]."""

@@ -59,7 +59,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """Nearest semi-orthogonal matrices of a stack [S, N, K], approximately (singular values in about 0.7 to 1.2)."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x: Tensor = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(steps):
         gram = x @ x.mT
