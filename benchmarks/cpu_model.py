@@ -1,11 +1,13 @@
-"""How fast is a whole step of the model on this CPU, beside its floor?
+"""How fast is a whole step of the model on this CPU, beside its floor and beside llama.cpp?
 
     python -m benchmarks.cpu_model [--shape 2b4t small] [--threads 1 2] [--only prefill decode] [--prompts 64 512]
-                                   [--rows 1 2 4 8 16 32] [--rounds 3] [--json FILE] [--plot FILE]
+                                   [--rows 1 2 4 8 16 32] [--rounds 3] [--peers q6_K f16] [--json FILE] [--plot FILE]
 
-Model forward and the greedy choice, without engine and server.
+Ours in this process: model forward and the greedy choice. llama.cpp, built by benchmarks.peer_llama, in a process of
+its own through its C interface: logits, and nothing chosen, as its own llama-bench does; TQ2_0 weights of the same
+shape, one peer for each type of the head. `--peers` without a value measures ours alone.
 
-In each round every case is run beside a fresh measurement of the
+In each round every case is run by all engines one after the other, in turn first, beside a fresh measurement of the
 limits (bytes read, int8 products), and every figure is set against those of its own round; printed are medians over
 the rounds. `floor` is what the step would take if its weights, head and cached keys and values, in the layout of that
 engine, came at the read rate, or its ternary and head products at the peak, whichever is longer. A shape that fits
@@ -15,6 +17,7 @@ into a cache is set against the rate of a buffer of its size.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +27,10 @@ from typing import Any
 
 from benchmarks.limits import MEMORY_BYTES, Limits, build_limits, measure_limits
 from benchmarks.model_steps import Case, OurSteps, Steps
-from benchmarks.report import write
+from benchmarks.peer_gguf import HEADS
+from benchmarks.peer_llama import Peer
+from benchmarks.peer_steps import peer_steps
+from benchmarks.report import bars, panels_of, write
 from benchmarks.shapes import CACHE, SHAPES, Cost, checkpoint, step_cost
 
 OURS = OurSteps.name
@@ -93,17 +99,32 @@ def measure_shape(name: str, args: argparse.Namespace, program: Path) -> list[di
     sizes = {"rows": max(args.rows), "context": args.context, "prompt": max(args.prompts)}
     ours = OurSteps(checkpoint(name, args.peer_dir), isa=args.isa, head_dtype=args.head_dtype, **sizes)
     print(f"{name}: {ours.describe()}")
-    rows: list[dict[str, Any]] = []
-    engines: list[Steps] = [ours]
     num_bytes = min(int(cost_of(name, Case("decode", 1), ours, args.context).num_bytes), MEMORY_BYTES)
-    for threads in args.threads:
-        found = measure(engines, cases, threads, program, num_bytes, args)
-        for case in cases:
-            for engine in engines:
-                cost = cost_of(name, case, engine, args.context)
-                row = table_row(case, threads, cost, found[case, engine.name], found[case, OURS])
-                rows.append({"shape": name, "engine": engine.name, **row})
+    rows: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(peer_steps(Peer(args.peer_dir), name, head, **sizes)) for head in args.peers]
+        engines: list[Steps] = [ours, *peers]
+        for threads in args.threads:
+            found = measure(engines, cases, threads, program, num_bytes, args)
+            for case in cases:
+                for engine in engines:
+                    cost = cost_of(name, case, engine, args.context)
+                    row = table_row(case, threads, cost, found[case, engine.name], found[case, OURS])
+                    rows.append({"shape": name, "engine": engine.name, **row})
     return rows
+
+
+def plot(path: Path, rows: list[dict[str, Any]]) -> None:
+    """For each shape and number of threads the tokens a second of each case, engines side by side."""
+    panels = list(dict.fromkeys((row["shape"], row["threads"]) for row in rows))
+    figure, axes = panels_of(len(panels))
+    for axis, (shape, threads) in zip(axes, panels, strict=True):
+        shown = [row for row in rows if (row["shape"], row["threads"]) == (shape, threads)]
+        values: dict[str, dict[str, float]] = {}
+        for row in shown:
+            values.setdefault(row["engine"], {})[row["case"]] = row["tok_s"]
+        bars(axis, values, title=f"{shape}, {threads} threads", unit="tokens/s")
+    figure.savefig(path)
 
 
 def main() -> None:
@@ -119,15 +140,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="for each case, engine and round")
     parser.add_argument("--isa", default="auto", help="our instruction set")
     parser.add_argument("--head-dtype", help="our head's type; the wing's default otherwise")
-    parser.add_argument("--peer-dir", type=Path, default=CACHE, help="checkpoints, GGUF files, the peer's build")
+    parser.add_argument("--peer-dir", type=Path, default=CACHE, help="checkpoints, GGUF files and the peer's build")
+    parser.add_argument("--peers", choices=list(HEADS), nargs="*", default=list(HEADS), help="heads of llama.cpp")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
+    if args.peers:
+        Peer(args.peer_dir).require()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         program = build_limits(Path(folder))
         for name in args.shape:
             rows += measure_shape(name, args, program)
-    write(args.json, f"Whole steps of the model, {args.context} tokens in each cache, medians of {args.rounds}", rows)
+    question = f"Whole steps of the model, {args.context} tokens in each cache, medians of {args.rounds} rounds"
+    write(args.json, question, rows, {"peer": Peer(args.peer_dir).describe()} if args.peers else {})
+    if args.plot:
+        plot(args.plot, rows)
 
 
 if __name__ == "__main__":
