@@ -79,7 +79,9 @@ int main(int argc, char** argv) {
         if (level >= GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
     }, nullptr);
     llama_backend_init();
-    llama_model* model = llama_model_load_from_file(argv[1], llama_model_default_params());
+    llama_model_params loading = llama_model_default_params();
+    loading.progress_callback = [](float, void*) { return true; };  // the default one prints dots
+    llama_model* model = llama_model_load_from_file(argv[1], loading);
     if (!model) fail("the model could not be loaded");
     llama_context_params params = llama_context_default_params();
     const int most = std::max(prompt, length + 1);

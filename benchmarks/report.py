@@ -6,10 +6,11 @@ Plots need matplotlib, which is loaded only for them.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def write(
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"question": question, "machine": about, "rows": rows}, indent=2) + "\n")
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The least value that at least `share` of the values do not exceed."""
+    return sorted(values)[max(math.ceil(share * len(values)), 1) - 1]
 
 
 def panels_of(count: int) -> tuple[Any, list[Any]]:
