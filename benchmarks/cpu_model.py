@@ -20,8 +20,9 @@ import argparse
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,17 @@ def cost_of(shape_name: str, case: Case, engine: Steps, context: int) -> Cost:
 
 
 def measure(
-    engines: Sequence[Steps], cases: Sequence[Case], threads: int, program: Path, num_bytes: int, args: Any
+    engines: Sequence[Steps],
+    cases: Sequence[Case],
+    threads: int,
+    limits_on: Callable[[int], Limits],
+    args: argparse.Namespace,
 ) -> dict[tuple[Case, str], list[Sample]]:
-    """All rounds of one shape on so many threads."""
+    """All rounds of one shape on so many threads; `limits_on` measures the machine's limits on them."""
     found: dict[tuple[Case, str], list[Sample]] = {}
     for turn in range(args.rounds):
         for case in cases:
-            limits = measure_limits(program, threads, num_bytes)
+            limits = limits_on(threads)
             for place in range(len(engines)):
                 engine = engines[(place + turn) % len(engines)]
                 seconds = statistics.median(engine.times_s(case, threads, args.seconds))
@@ -100,12 +105,14 @@ def measure_shape(name: str, args: argparse.Namespace, program: Path) -> list[di
     ours = OurSteps(checkpoint(name, args.peer_dir), isa=args.isa, head_dtype=args.head_dtype, **sizes)
     print(f"{name}: {ours.describe()}")
     num_bytes = min(int(cost_of(name, Case("decode", 1), ours, args.context).num_bytes), MEMORY_BYTES)
+    limits_on = partial(measure_limits, program, num_bytes=num_bytes)
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
+        stack.callback(ours.close)
         peers = [stack.enter_context(peer_steps(Peer(args.peer_dir), name, head, **sizes)) for head in args.peers]
         engines: list[Steps] = [ours, *peers]
         for threads in args.threads:
-            found = measure(engines, cases, threads, program, num_bytes, args)
+            found = measure(engines, cases, threads, limits_on, args)
             for case in cases:
                 for engine in engines:
                     cost = cost_of(name, case, engine, args.context)
