@@ -4,11 +4,11 @@
                                      [--library FILE] [--json FILE] [--plot FILE]
 
 Shapes of 2B-4T (hidden 2560, 20/5 heads of 128, ffn 6912); several copies of each matrix in turn, so that weights come
-from memory, as in a model. The limits (memory read, int8 dot products) are measured by cpu_limits.cpp, built for this
-machine, before and after, in the same run and in processor time. `--cpu-time` times the kernels so too, one thread
-only: for a machine that is busy with other things. `bound` is what would limit a perfect kernel: its bytes over the
-read bandwidth or its products over the dot peak, whichever takes longer. `fraction` is that time over the median time,
-`best` over the fastest. Pointwise kernels and attention in fp32 are set against the bytes they move.
+from memory, as in a model. The limits (memory read, int8 dot products, fp32 products) are measured by cpu_limits.cpp,
+built for this machine, before and after, in the same run and in processor time. `--cpu-time` times the kernels so too,
+one thread only: for a machine that is busy with other things. `bound` is what would limit a perfect kernel: its bytes
+over the read bandwidth, or its int8 or fp32 products over their peak, whichever takes longest. `fraction` is that time
+over the median time, `best` over the fastest. Pointwise kernels are set against the bytes they move.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.limits import Limits, build_limits, measure_limits
-from benchmarks.report import write
+from benchmarks.report import OtherLoad, write
 from cpu_fallback.native_handles import Cache, Quantized, Weights
 from cpu_fallback.native_library import NativeLibrary
 from cpu_fallback.native_loading import load
@@ -42,13 +42,14 @@ KV_BYTES: dict[Literal["bf16", "int8"], float] = {"bf16": 2.0, "int8": 1.0 + 4 /
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kernel at one size; `macs` counts int8 products, 0 where there are none."""
+    """One kernel at one size; `macs` counts int8 products, `products` those of fp32, 0 where there are none."""
 
     kernel: str
     tokens: int
     num_bytes: int
     macs: int
     run: Callable[[], object]
+    products: int = 0
 
 
 def random_planes(rows: int, width: int) -> torch.Tensor:
@@ -139,7 +140,9 @@ def attention_cases(wing: NativeCpuWing) -> Iterator[Case]:
             starts = torch.arange(rows + 1, dtype=torch.int32) * count
             run = partial(wing.paged_attention, q, cache, 0, tables, lengths, starts)
             num_bytes = int(rows * length * KV_HEADS * HEAD_DIM * 2 * value_bytes)
-            yield Case(f"attention {dtype}, {what}", rows * count, num_bytes, 0, run)
+            seen = rows * (count * length - count * (count - 1) // 2)  # keys, over all queries
+            products = 2 * seen * HEADS * HEAD_DIM
+            yield Case(f"attention {dtype}, {what}", rows * count, num_bytes, 0, run, products)
 
 
 def fill(wing: NativeCpuWing, cache: Cache, slots: int) -> None:
@@ -170,8 +173,12 @@ def times_s(run: Callable[[], object], seconds: float, clock: Callable[[], float
 
 def result(case: Case, threads: int, limits: Limits, durations: list[float]) -> dict[str, Any]:
     """One row of the table."""
-    reading, multiplying = case.num_bytes / limits.gigabytes_per_s / 1e9, case.macs / limits.gigamacs_per_s / 1e9
-    ideal, median = max(reading, multiplying), statistics.median(durations)
+    bounds = {
+        "memory": limits.reading_s(case.num_bytes),
+        "dot products": limits.multiplying_s(case.macs),
+        "fp32": limits.adding_s(case.products),
+    }
+    bound, median = max(bounds, key=bounds.__getitem__), statistics.median(durations)
     return {
         "kernel": case.kernel,
         "tokens": case.tokens,
@@ -179,9 +186,9 @@ def result(case: Case, threads: int, limits: Limits, durations: list[float]) -> 
         "ms": median * 1e3,
         "GB/s": case.num_bytes / median / 1e9,
         "GMAC/s": case.macs / median / 1e9 if case.macs else None,
-        "bound": "memory" if reading >= multiplying else "dot products",
-        "fraction": ideal / median,
-        "best": ideal / min(durations),
+        "bound": bound,
+        "fraction": bounds[bound] / median,
+        "best": bounds[bound] / min(durations),
     }
 
 
@@ -218,6 +225,7 @@ def main() -> None:
     torch.set_num_threads(1)
     library = NativeLibrary(options.library) if options.library else None
     rows: list[dict[str, Any]] = []
+    others = OtherLoad()
     with tempfile.TemporaryDirectory() as folder:
         program = build_limits(Path(folder))
         for threads in options.threads:
@@ -229,15 +237,17 @@ def main() -> None:
             limits = Limits(
                 max(before.gigabytes_per_s, after.gigabytes_per_s),
                 max(before.gigamacs_per_s, after.gigamacs_per_s),
+                max(before.gigafloats_per_s, after.gigafloats_per_s),
                 before.instruction,
             )
             print(
                 f"{wing.describe()['isa']}, {threads} threads: read {before.gigabytes_per_s:.1f} GB/s before, "
                 f"{after.gigabytes_per_s:.1f} after; {limits.instruction} {before.gigamacs_per_s:.0f} GMAC/s before, "
-                f"{after.gigamacs_per_s:.0f} after"
+                f"{after.gigamacs_per_s:.0f} after; fp32 {limits.gigafloats_per_s:.0f} G/s"
             )
             rows += [result(case, threads, limits, durations) for case, durations in timed]
-    write(options.json, "Native CPU kernels, as fractions of the machine's limits", rows)
+    about = {"others_cores": f"{others.cores():.2f}"}
+    write(options.json, "Native CPU kernels, as fractions of the machine's limits", rows, about)
     if options.plot:
         plot(options.plot, rows)
 

@@ -1,4 +1,5 @@
-// Two limits of the machine at hand, one line each: GB/s read from memory and GMAC/s of the widest int8 dot product.
+// Three limits of the machine at hand, one line each: GB/s read from memory, GMAC/s of the widest int8 dot product, and
+// billions of fp32 products and sums a second, unfused as in our kernels.
 // Built for this machine by limits.py.   usage: cpu_limits THREADS [BYTES]   (the bytes are read again and again: fewer
 // than a cache holds give the rate of that cache)
 #include <algorithm>
@@ -48,7 +49,7 @@ constexpr size_t kBytes = size_t(512) << 20;  // far beyond any cache
 constexpr int kPieces = 32;                   // of a thread's share: short enough to fall between interruptions
 constexpr size_t kLeastPiece = size_t(1) << 18;  // long enough for the clock
 constexpr long kRounds = 200'000;
-constexpr int kSums = 10;  // chains of multiply(): enough to hide the latency
+constexpr int kSums = 10;  // chains of multiply: enough to hide the latency
 volatile uint64_t sink;
 
 // The thread's own processor time: what other programs take from it is not counted.
@@ -73,16 +74,27 @@ void read_all(const uint64_t* from, size_t words) {
     for (size_t i = 0; i < kLanes; ++i) sink = sink + all[i];
 }
 
+#if defined(__AVX512F__)
+typedef float Floats __attribute__((vector_size(64)));
+#elif defined(__AVX2__)
+typedef float Floats __attribute__((vector_size(32)));
+#else
+typedef float Floats __attribute__((vector_size(16)));
+#endif
+constexpr int kFloats = sizeof(Floats) / sizeof(float);
+
 #if defined(__x86_64__)
 #define OPAQUE(v) asm volatile("" : "+x"(v))  // a new value as far as the compiler knows: nothing is reused
 #elif defined(__aarch64__)
 #define OPAQUE(v) asm volatile("" : "+w"(v))
 #endif
 
-void multiply(long rounds) {
-    Vector s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{}, s8{}, s9{}, x{}, y{};
-    const auto step = [&](Vector& sum) __attribute__((always_inline)) {
-        sum = dot(sum, x, y);
+template <class Wide, class Step>
+void multiply(long rounds, const Step& one) {
+    Wide s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{}, s8{}, s9{};
+    Wide x{}, y{};
+    const auto step = [&](Wide& sum) __attribute__((always_inline)) {
+        sum = one(sum, x, y);
         OPAQUE(sum);
         OPAQUE(x);
     };
@@ -90,8 +102,20 @@ void multiply(long rounds) {
         OPAQUE(y);
         step(s0), step(s1), step(s2), step(s3), step(s4), step(s5), step(s6), step(s7), step(s8), step(s9);
     }
-    Vector all = s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7 + s8 + s9;
+    Wide all = s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7 + s8 + s9;
     OPAQUE(all);
+}
+
+void multiply_bytes(long rounds) {
+    multiply<Vector>(rounds, [](Vector s, Vector x, Vector y) { return dot(s, x, y); });
+}
+
+void multiply_floats(long rounds) {
+    multiply<Floats>(rounds, [](Floats s, Floats x, Floats y) {
+        Floats product = x * y;
+        OPAQUE(product);
+        return s + product;
+    });
 }
 
 // Seconds of the median piece of a thread, all threads at it together, and each several times over its pieces.
@@ -130,8 +154,10 @@ int main(int argc, char** argv) {
     for (size_t i = 0; i < words; ++i) memory[i] = i;
     const double reading =
         median_piece(threads, pieces, [&](int t, int i) { read_all(memory + size_t(t * pieces + i) * piece, piece); });
-    const double multiplying = median_piece(threads, pieces, [](int, int) { multiply(kRounds); });
+    const double bytes_s = median_piece(threads, pieces, [](int, int) { multiply_bytes(kRounds); });
+    const double floats_s = median_piece(threads, pieces, [](int, int) { multiply_floats(kRounds); });
     std::printf("%.2f\n", double(piece * 8) * threads / reading / 1e9);
-    std::printf("%.2f %s\n", double(kRounds) * kSums * kMacs * threads / multiplying / 1e9, kName);
+    std::printf("%.2f %s\n", double(kRounds) * kSums * kMacs * threads / bytes_s / 1e9, kName);
+    std::printf("%.2f\n", double(kRounds) * kSums * kFloats * threads / floats_s / 1e9);
     std::free(memory);
 }

@@ -31,7 +31,7 @@ from benchmarks.model_steps import Case, OurSteps, Steps
 from benchmarks.peer_gguf import HEADS
 from benchmarks.peer_llama import Peer
 from benchmarks.peer_steps import peer_steps
-from benchmarks.report import bars, panels_of, write
+from benchmarks.report import OtherLoad, bars, panels_of, write
 from benchmarks.shapes import CACHE, SHAPES, Cost, checkpoint, step_cost
 
 OURS = OurSteps.name
@@ -153,14 +153,16 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     if args.peers:
-        Peer(args.peer_dir).require()
+        Peer(args.peer_dir).require(Peer(args.peer_dir).steps)
     rows: list[dict[str, Any]] = []
+    others = OtherLoad()
     with tempfile.TemporaryDirectory() as folder:
         program = build_limits(Path(folder))
         for name in args.shape:
             rows += measure_shape(name, args, program)
     question = f"Whole steps of the model, {args.context} tokens in each cache, medians of {args.rounds} rounds"
-    write(args.json, question, rows, {"peer": Peer(args.peer_dir).describe()} if args.peers else {})
+    about = {"others_cores": f"{others.cores():.2f}"}
+    write(args.json, question, rows, about | ({"peer": Peer(args.peer_dir).describe()} if args.peers else {}))
     if args.plot:
         plot(args.plot, rows)
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.peer_llama [--peer-dir FOLDER] [--jobs 2] [--shape 2b4t small]
 
-Builds the library, its server and its own benchmarks for this machine, then peer_steps.cpp against them, and writes
-GGUF files of the shapes. What is there already is kept. Needs a C++ compiler and cmake, and ninja where there is one;
-the compilation takes 10 to 20 minutes on two cores. (The package's own Python server answers one request at a time, so
-it is no peer.)
+Builds the library for this machine, then peer_steps.cpp against it (all that cpu_model needs), then its server and its
+own benchmarks: some two hundred files. GGUF files of the shapes are written last. What is there already is kept. Needs
+a C++ compiler and cmake, and takes ninja where there is one. (The package's own Python server answers one request at a
+time, so it is no peer.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.shapes import CACHE, SHAPES, checkpoint
 
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
-TARGETS = ("llama", "llama-bench", "llama-batched-bench", "llama-server")
+TOOLS = ("llama-server", "llama-bench", "llama-batched-bench")
 OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DGGML_NATIVE=ON",
@@ -76,10 +76,10 @@ class Peer:
     def describe(self) -> str:
         return f"llama.cpp of {PACKAGE} {self.version}"
 
-    def require(self) -> None:
-        """Raises SystemExit with the cure when something is not built."""
-        if not self.steps.exists():
-            raise SystemExit(f"{self.describe()} is not in {self.cache}: run python -m benchmarks.peer_llama")
+    def require(self, program: Path) -> None:
+        """Raises SystemExit with the cure when the program is not built."""
+        if not program.exists():
+            raise SystemExit(f"{program} is not there: run python -m benchmarks.peer_llama --peer-dir {self.cache}")
 
 
 def fetch(peer: Peer) -> None:
@@ -97,13 +97,15 @@ def fetch(peer: Peer) -> None:
 
 
 def build(peer: Peer, jobs: int) -> None:
-    """Compile what is missing or older than its source."""
+    """Compile what is missing or older than its source; what cpu_model needs comes first."""
     folder = peer.binaries.parent
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     if not (folder / "CMakeCache.txt").exists():
         subprocess.run(["cmake", "-S", str(peer.source), "-B", str(folder), *generator, *OPTIONS], check=True)
-    subprocess.run(["cmake", "--build", str(folder), "-j", str(jobs), "--target", *TARGETS], check=True)
+    compile_targets = ["cmake", "--build", str(folder), "-j", str(jobs), "--target"]
+    subprocess.run([*compile_targets, "llama"], check=True)
     build_steps(peer)
+    subprocess.run([*compile_targets, *TOOLS], check=True)
 
 
 def build_steps(peer: Peer) -> None:

@@ -52,6 +52,26 @@ def write(
         path.write_text(json.dumps({"question": question, "machine": about, "rows": rows}, indent=2) + "\n")
 
 
+class OtherLoad:
+    """How many cores everybody else kept busy, the host of a virtual machine included, since this was made.
+
+    A figure taken beside a tenth of a core of others is worth little on two cores. Children count as ours once they
+    have ended.
+    """
+
+    def __init__(self) -> None:
+        self._began_s = time.perf_counter()
+        self._others_s = self._others_now_s()
+
+    def cores(self) -> float:
+        return (self._others_now_s() - self._others_s) / (time.perf_counter() - self._began_s)
+
+    def _others_now_s(self) -> float:
+        user, nice, system, _idle, _iowait, irq, softirq, stolen = map(int, _lines("/proc/stat")[0].split()[1:9])
+        busy_s = (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
+        return busy_s - sum(os.times()[:4])
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The least value that at least `share` of the values do not exceed."""
     return sorted(values)[max(math.ceil(share * len(values)), 1) - 1]

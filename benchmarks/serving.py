@@ -35,7 +35,7 @@ import httpx
 from benchmarks.limits import build_limits, measure_limits
 from benchmarks.peer_gguf import HEADS
 from benchmarks.peer_llama import Peer
-from benchmarks.report import bars, panels_of, percentile, write
+from benchmarks.report import OtherLoad, bars, panels_of, percentile, write
 from benchmarks.servers import llama_server, our_server
 from benchmarks.shapes import CACHE, SHAPES, checkpoint
 
@@ -231,15 +231,17 @@ def main() -> None:
     slot_tokens = -(-(longest + args.prompt + args.generate + 1) // 256) * 256
     peer, peers = Peer(args.peer_dir), args.peers if args.shape else []
     versions = machine_limits(args.threads) | ({"peer": peer.describe()} if peers else {})
+    others = OtherLoad()
     with contextlib.ExitStack() as stack:
         sizes = {"--n-threads": args.threads, "--max-running": slots, "--kv-tokens": (slots + 1) * slot_tokens}
         flags = [str(word) for pair in sizes.items() for word in pair] + args.server_arguments
         urls = {OURS: args.url or stack.enter_context(our_server(model, flags))}
         for head in peers:
-            peer.require()
+            peer.require(peer.server)
             slot = {"threads": args.threads, "slots": slots, "slot_tokens": slot_tokens}
             urls[f"llama.cpp {head}"] = stack.enter_context(llama_server(peer, peer.gguf(args.shape, head), **slot))
         found = rounds(urls, prompts, cases, args.repeat)
+    versions["others_cores"] = f"{others.cores():.2f}"
     rows = [table_row(case, name, turns, found[case, OURS]) for (case, name), turns in found.items()]
     question = (
         f"{model.name}: {args.prompt} prompt + {args.generate} generated tokens, {args.threads} threads, medians of"

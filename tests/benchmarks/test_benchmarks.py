@@ -83,7 +83,7 @@ def test_engines_take_turns_at_being_first() -> None:
             return super().times_s(case, threads, seconds)
 
     engines = [Recorded("ours", 1.0), Recorded("peer", 2.0)]
-    limits = Limits(1.0, 1.0, "none")
+    limits = Limits(1.0, 1.0, 1.0, "none")
     args = argparse.Namespace(rounds=2, seconds=0.0)
     found = measure(engines, [Case("decode", 1)], 2, lambda threads: limits, args)
     assert order == ["ours", "peer", "peer", "ours"]
@@ -92,8 +92,8 @@ def test_engines_take_turns_at_being_first() -> None:
 
 def test_a_row_is_set_against_the_limits_of_its_own_round() -> None:
     cost = step_cost(SHAPES["toy"], tokens=8, keys=0, logits=8, weight_bits=2.0, head_bits=8.0)
-    fast = Limits(cost.num_bytes / 1e9, cost.macs / 1e9, "none")  # either floor is one second
-    slow = Limits(fast.gigabytes_per_s / 2, fast.gigamacs_per_s / 2, "none")
+    fast = Limits(cost.num_bytes / 1e9, cost.macs / 1e9, 1.0, "none")  # either floor is one second
+    slow = Limits(fast.gigabytes_per_s / 2, fast.gigamacs_per_s / 2, 1.0, "none")
     ours, peer = [Sample(2.0, fast), Sample(4.0, slow)], [Sample(6.0, fast), Sample(12.0, slow)]
     row = table_row(Case("decode", 8), 2, cost, peer, ours)
     assert row["of_floor"] == pytest.approx(1 / 6)
