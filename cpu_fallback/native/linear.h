@@ -25,6 +25,15 @@ BN_INLINE Bytes broadcast_word(const int8_t* from) {
     return bits<Bytes>(word - Int{});
 }
 
+// Asks for the block kPrefetchBytes ahead of `block`, the b-th of its stream's `blocks`: at the end of the stream, for one
+// of the stream that follows in the next tile. Into the second cache, whose queue of misses is the longer one: on a
+// Zen 4 core (2026-11-25) one token's weights came at 18 GB/s by way of the first cache, at 30 by way of the second.
+BN_INLINE void prefetch(const void* block, int b, int blocks, int streams, size_t stream_bytes) {
+    const bool within = b + kPrefetchBytes / kBlockBytes < blocks;
+    const size_t ahead = within ? size_t(kPrefetchBytes) : size_t(kPrefetchBytes) + size_t(streams - 1) * stream_bytes;
+    __builtin_prefetch(static_cast<const uint8_t*>(block) + ahead, 0, 2);
+}
+
 template <int Pair>
 BN_INLINE Bytes bit_pair(Bytes packed) {  // codes 0..2 of one bit pair of each byte
     return bits<Bytes>((bits<Half>(packed) >> (2 * Pair)) & 0x0303);
@@ -44,7 +53,7 @@ void batch_tile(const uint8_t* w, size_t group_bytes, const int8_t* x, size_t x_
             unroll<Vectors>([&](auto v) BN_LAMBDA {
                 const uint8_t* from = w + size_t(v / kParts) * group_bytes + size_t(b) * kBlockBytes;
                 packed[v] = load_part<Bytes>(from + (v % kParts) * sizeof(Bytes));
-                if (v % kParts == 0) __builtin_prefetch(from + kPrefetchBytes);
+                if (v % kParts == 0) prefetch(from, b, blocks, Vectors / kParts, group_bytes);
             });
             unroll<4>([&](auto pair) BN_LAMBDA {
                 Bytes codes[Vectors];
@@ -77,7 +86,7 @@ void row_tile(const uint8_t* w, size_t group_bytes, const int8_t* x, int blocks,
                 const uint8_t* from = w + size_t(v / kParts) * group_bytes + size_t(b) * kBlockBytes;
                 const Bytes low = load_part<Bytes>(from + (v % kParts) * sizeof(Bytes));
                 const Bytes high = bits<Bytes>(bits<Half>(low) >> 4);
-                if (v % kParts == 0) __builtin_prefetch(from + kPrefetchBytes);
+                if (v % kParts == 0) prefetch(from, b, blocks, Vectors / kParts, group_bytes);
                 even[v] = add(even[v], low & 0x03, word[0]);
                 odd[v] = add(odd[v], low & 0x0c, word[1]);
                 even[v] = add(even[v], high & 0x03, word[2]);
@@ -132,7 +141,7 @@ void head_sums(const int8_t* w, size_t group_bytes, const int8_t* x, size_t x_st
         unroll<Vectors>([&](auto v) BN_LAMBDA {
             const int8_t* from = w + size_t(v / kParts) * group_bytes + size_t(b) * kBlockBytes;
             weights[v] = load_part<Bytes>(from + (v % kParts) * sizeof(Bytes));
-            if (v % kParts == 0) __builtin_prefetch(from + kPrefetchBytes);
+            if (v % kParts == 0) prefetch(from, b, blocks, Vectors / kParts, group_bytes);
         });
         unroll<Tokens>([&](auto t) BN_LAMBDA {
             const Bytes word = head_x(broadcast_word(x + size_t(t) * x_stride + size_t(b) * 4));
