@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.limits import Limits, build_limits, measure_limits
 from benchmarks.report import write
 from cpu_fallback.native_handles import Quantized, Weights
 from cpu_fallback.native_library import NativeLibrary
@@ -39,15 +39,6 @@ BLOCK_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What the machine can do with so many threads."""
-
-    gigabytes_per_s: float
-    gigamacs_per_s: float
-    instruction: str
-
-
-@dataclass(frozen=True, slots=True)
 class Case:
     """One kernel at one size; `macs` counts int8 products, 0 where there are none."""
 
@@ -56,21 +47,6 @@ class Case:
     num_bytes: int
     macs: int
     run: Callable[[], object]
-
-
-def measure_limits(program: Path, threads: int) -> Limits:
-    """The median piece of each limit, summed over the threads."""
-    lines = subprocess.run([program, str(threads)], check=True, capture_output=True, text=True).stdout.splitlines()
-    macs, instruction = lines[1].split(" ", 1)
-    return Limits(float(lines[0]), float(macs), instruction)
-
-
-def build_limits(folder: Path) -> Path:
-    """Compile cpu_limits.cpp for this machine."""
-    program, source = folder / "cpu_limits", Path(__file__).with_name("cpu_limits.cpp")
-    flags = ["-O3", "-march=native", "-std=c++17", "-pthread", "-Wno-psabi", "-Wno-ignored-attributes"]
-    subprocess.run(["c++", *flags, "-o", str(program), str(source)], check=True)
-    return program
 
 
 def random_planes(rows: int, width: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 // Two limits of the machine at hand, one line each: GB/s read from memory and GMAC/s of the widest int8 dot product.
-// Built for this machine by cpu_kernels.py.   usage: cpu_limits THREADS
+// Built for this machine by limits.py.   usage: cpu_limits THREADS [BYTES]   (the bytes are read again and again: fewer
+// than a cache holds give the rate of that cache)
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -45,6 +46,7 @@ Vector dot(Vector sum, Vector a, Vector b) { return sum + a * b; }
 
 constexpr size_t kBytes = size_t(512) << 20;  // far beyond any cache
 constexpr int kPieces = 32;                   // of a thread's share: short enough to fall between interruptions
+constexpr size_t kLeastPiece = size_t(1) << 18;  // long enough for the clock
 constexpr long kRounds = 200'000;
 constexpr int kSums = 10;  // chains of multiply(): enough to hide the latency
 volatile uint64_t sink;
@@ -94,13 +96,13 @@ void multiply(long rounds) {
 
 // Seconds of the median piece of a thread, all threads at it together, and each several times over its pieces.
 template <class Body>
-double median_piece(int threads, const Body& body) {
+double median_piece(int threads, int pieces, const Body& body) {
     std::vector<double> medians(static_cast<size_t>(threads));
     const auto work = [&](int thread) {
         std::vector<double> times;
         for (int i = 0; i < 4 * kPieces; ++i) {
             const double start = seconds();
-            body(thread, i % kPieces);
+            body(thread, i % pieces);
             times.push_back(seconds() - start);
         }
         std::sort(times.begin(), times.end());
@@ -119,12 +121,16 @@ double median_piece(int threads, const Body& body) {
 
 int main(int argc, char** argv) {
     const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
-    auto* memory = static_cast<uint64_t*>(std::aligned_alloc(64, kBytes));
-    for (size_t i = 0; i < kBytes / 8; ++i) memory[i] = i;
-    const size_t piece = kBytes / 8 / size_t(threads) / kPieces / 64 * 64;
+    const size_t bytes = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : kBytes;
+    const size_t share = bytes / size_t(threads);
+    const int pieces = int(std::clamp<size_t>(share / kLeastPiece, 1, kPieces));
+    const size_t piece = std::max<size_t>(share / size_t(pieces) / 512, 1) * 64;  // in words
+    const size_t words = piece * size_t(pieces) * size_t(threads);
+    auto* memory = static_cast<uint64_t*>(std::aligned_alloc(64, words * 8));
+    for (size_t i = 0; i < words; ++i) memory[i] = i;
     const double reading =
-        median_piece(threads, [&](int t, int i) { read_all(memory + size_t(t * kPieces + i) * piece, piece); });
-    const double multiplying = median_piece(threads, [](int, int) { multiply(kRounds); });
+        median_piece(threads, pieces, [&](int t, int i) { read_all(memory + size_t(t * pieces + i) * piece, piece); });
+    const double multiplying = median_piece(threads, pieces, [](int, int) { multiply(kRounds); });
     std::printf("%.2f\n", double(piece * 8) * threads / reading / 1e9);
     std::printf("%.2f %s\n", double(kRounds) * kSums * kMacs * threads / multiplying / 1e9, kName);
     std::free(memory);
