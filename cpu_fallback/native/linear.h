@@ -15,6 +15,7 @@
 
 namespace {
 
+constexpr size_t kCacheBytes = 256 << 10;  // of weights that are used again: half of the smallest second cache in use
 constexpr int kBlockBytes = 64;  // 16 rows x 16 k of ternary weights, or 16 rows x 4 k of the head
 
 BN_INLINE int least(int a, int b) { return a < b ? a : b; }
@@ -25,8 +26,8 @@ BN_INLINE Bytes broadcast_word(const int8_t* from) {
     return bits<Bytes>(word - Int{});
 }
 
-// Asks for the block kPrefetchBytes ahead of `block`, the b-th of its stream's `blocks`: at the end of the stream, for one
-// of the stream that follows in the next tile. Into the second cache, whose queue of misses is the longer one: on a
+// Asks for the block kPrefetchBytes ahead of `block`, the b-th of its stream's `blocks`: at the end of the stream, for
+// one of the stream that follows in the next tile. Into the second cache, whose queue of misses is the longer one: on a
 // Zen 4 core (2026-11-25) one token's weights came at 18 GB/s by way of the first cache, at 30 by way of the second.
 BN_INLINE void prefetch(const void* block, int b, int blocks, int streams, size_t stream_bytes) {
     const bool within = b + kPrefetchBytes / kBlockBytes < blocks;
@@ -189,10 +190,10 @@ BN_INLINE void cover_tile(int first_group, int last_group, int token, int tokens
     }
 }
 template <int Groups, int MaxTokens, class Tile>
-BN_INLINE void cover(int first_group, int last_group, int tokens, const Tile& tile) {
-    constexpr int kBlockGroups = 8 * Groups;
-    for (; first_group < last_group; first_group += kBlockGroups) {
-        const int end = least(first_group + kBlockGroups, last_group);
+BN_INLINE void cover(int first_group, int last_group, size_t group_bytes, int tokens, const Tile& tile) {
+    const int fit = int(kCacheBytes / (group_bytes * Groups)), block = Groups * (fit ? fit : 1);
+    for (; first_group < last_group; first_group += block) {
+        const int end = least(first_group + block, last_group);
         int tiles = (tokens + MaxTokens - 1) / MaxTokens;
         for (int token = 0; tiles > 0; --tiles) {
             const int count = (tokens - token + tiles - 1) / tiles;
@@ -207,14 +208,16 @@ void linear(const bn_quantized& q, const bn_weights& w, const float* residual, f
     const auto tile = [&](auto groups, auto tokens, int group, int token) BN_LAMBDA {
         linear_tile<decltype(groups)::value, decltype(tokens)::value>(q, w, residual, out, group, token);
     };
+    const size_t group_bytes = size_t((w.width + 15) / 16) * kBlockBytes;
     if (q.tokens == 1)
-        cover<kRowGroups, 1>(first_group, last_group, 1, tile);
+        cover<kRowGroups, 1>(first_group, last_group, group_bytes, 1, tile);
     else
-        cover<kLinearGroups, kLinearTokens>(first_group, last_group, q.tokens, tile);
+        cover<kLinearGroups, kLinearTokens>(first_group, last_group, group_bytes, q.tokens, tile);
 }
 
 void head(const bn_quantized& q, const bn_table& table, float* logits, int32_t first_group, int32_t last_group) {
-    cover<kHeadGroups, kHeadTokens>(first_group, last_group, q.tokens,
+    const size_t group_bytes = size_t((table.width + 3) / 4) * kBlockBytes;
+    cover<kHeadGroups, kHeadTokens>(first_group, last_group, group_bytes, q.tokens,
                                     [&](auto groups, auto tokens, int group, int token) BN_LAMBDA {
                                         head_tile<decltype(groups)::value, decltype(tokens)::value>(
                                             q, table, logits, group, token);
