@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mutex>
+#include <vector>
 
 #include "kernels.h"
 #include "memory.h"
@@ -15,6 +16,7 @@ struct bn_context {
     bitnet::Scratch worker_scratch;  // cut into one part a worker
     bitnet::Scratch step_scratch;    // the activations of a step, or of a head
     bitnet::Scratch logit_scratch;   // the logits a top-k is taken of
+    std::vector<int32_t> piece_ends; // of the linear under way
     std::mutex busy;                 // one caller at a time
 };
 

@@ -20,16 +20,29 @@ bool before(const Candidate& a, const Candidate& b) {
     return x != y ? x > y : a.id < b.id;
 }
 
+constexpr int32_t kRun = 64;  // logits looked at together: nearly all runs hold nothing that is large enough
+
+// Does any of kRun logits rank above a bound that is not a NaN? Without a branch, so that the compiler takes lanes.
+bool any_above(const float* logits, float bound) {
+    int32_t found = 0;
+    for (int32_t i = 0; i < kRun; ++i) found |= int32_t(!(logits[i] <= bound));
+    return found != 0;
+}
+
 // A heap whose front is the least of the best so far. Ids come in ascending order, so an equal never replaces one.
 void best(const float* logits, int32_t count, int32_t k, Candidate* heap) {
     if (k == 0) return;
     for (int32_t id = 0; id < k; ++id) heap[id] = {logits[id], id};
     std::make_heap(heap, heap + k, before);
-    for (int32_t id = k; id < count; ++id) {
-        if (!(rank(logits[id]) > rank(heap->logit))) continue;
-        std::pop_heap(heap, heap + k, before);
-        heap[k - 1] = {logits[id], id};
-        std::push_heap(heap, heap + k, before);
+    for (int32_t first = k; first < count; first += kRun) {
+        const int32_t last = std::min(count, first + kRun);
+        if (last - first == kRun && !any_above(logits + first, rank(heap->logit))) continue;
+        for (int32_t id = first; id < last; ++id) {
+            if (!(rank(logits[id]) > rank(heap->logit))) continue;
+            std::pop_heap(heap, heap + k, before);
+            heap[k - 1] = {logits[id], id};
+            std::push_heap(heap, heap + k, before);
+        }
     }
     std::sort_heap(heap, heap + k, before);
 }
