@@ -1,11 +1,14 @@
-// Three limits of the machine at hand, one line each: GB/s read from memory, GMAC/s of the widest int8 dot product, and
-// billions of fp32 products and sums a second, unfused as in our kernels.
+// Three limits of the machine at hand, one line each: GB/s read from memory in the best of several patterns, GMAC/s of
+// the widest int8 dot product, and billions of fp32 products and sums a second, unfused as in our kernels.
 // Built for this machine by limits.py.   usage: cpu_limits THREADS [BYTES]   (the bytes are read again and again: fewer
 // than a cache holds give the rate of that cache)
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
 #include <thread>
 #include <vector>
@@ -59,20 +62,39 @@ double seconds() {
     return double(now.tv_sec) + double(now.tv_nsec) * 1e-9;
 }
 
-void read_all(const uint64_t* from, size_t words) {
 #if defined(__AVX512F__)
-    typedef uint64_t Wide __attribute__((vector_size(64)));
+typedef uint64_t Words __attribute__((vector_size(64)));
+#elif defined(__AVX2__)
+typedef uint64_t Words __attribute__((vector_size(32)));
 #else
-    typedef uint64_t Wide __attribute__((vector_size(32)));
+typedef uint64_t Words __attribute__((vector_size(16)));
 #endif
-    constexpr size_t kLanes = sizeof(Wide) / sizeof(uint64_t);
-    const Wide* wide = reinterpret_cast<const Wide*>(from);
-    Wide a{}, b{}, c{}, d{};
-    for (size_t i = 0; i + 4 <= words / kLanes; i += 4)
-        a += wide[i], b += wide[i + 1], c += wide[i + 2], d += wide[i + 3];
-    const Wide all = a + b + c + d;
-    for (size_t i = 0; i < kLanes; ++i) sink = sink + all[i];
+constexpr size_t kLine = 64;
+constexpr size_t kHugePage = size_t(2) << 20;
+
+// Reads `bytes` as so many streams side by side, each asking for what comes `kAhead` bytes later, 0 for nothing.
+template <size_t kStreams, size_t kAhead>
+void read_all(const char* from, size_t bytes) {
+    constexpr size_t kWords = kLine / sizeof(Words);
+    const size_t length = bytes / kStreams / kLine * kLine;
+    Words sums[kStreams][kWords]{};
+    for (size_t at = 0; at < length; at += kLine) {
+        for (size_t s = 0; s < kStreams; ++s) {
+            const char* line = from + s * length + at;
+            if (kAhead != 0) __builtin_prefetch(line + kAhead);
+            for (size_t w = 0; w < kWords; ++w) sums[s][w] += reinterpret_cast<const Words*>(line)[w];
+        }
+    }
+    for (const auto& stream : sums)
+        for (const Words& sum : stream) sink = sink + sum[0];
 }
+
+// What reads fastest depends on the processor and on how many threads read: the limit is the best of these.
+constexpr void (*kReaders[])(const char*, size_t) = {
+    read_all<1, 0>,    read_all<1, 1024>, read_all<1, 2048>, read_all<1, 4096>, read_all<2, 0>,
+    read_all<2, 1024>, read_all<2, 2048>, read_all<2, 4096>, read_all<4, 0>,    read_all<4, 1024>,
+    read_all<4, 2048>, read_all<8, 1024>,
+};
 
 #if defined(__AVX512F__)
 typedef float Floats __attribute__((vector_size(64)));
@@ -148,15 +170,19 @@ int main(int argc, char** argv) {
     const size_t bytes = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : kBytes;
     const size_t share = bytes / size_t(threads);
     const int pieces = int(std::clamp<size_t>(share / kLeastPiece, 1, kPieces));
-    const size_t piece = std::max<size_t>(share / size_t(pieces) / 512, 1) * 64;  // in words
-    const size_t words = piece * size_t(pieces) * size_t(threads);
-    auto* memory = static_cast<uint64_t*>(std::aligned_alloc(64, words * 8));
-    for (size_t i = 0; i < words; ++i) memory[i] = i;
-    const double reading =
-        median_piece(threads, pieces, [&](int t, int i) { read_all(memory + size_t(t * pieces + i) * piece, piece); });
+    const size_t piece = std::max<size_t>(share / size_t(pieces) / kLine, 1) * kLine;
+    const size_t all = (piece * size_t(pieces) * size_t(threads) + kHugePage - 1) / kHugePage * kHugePage;
+    auto* memory = static_cast<char*>(std::aligned_alloc(kHugePage, all));
+    madvise(memory, all, MADV_HUGEPAGE);  // as for weights: a walk through page tables is no limit of the memory
+    std::memset(memory, 1, all);
+    double reading = 1e9;
+    for (const auto reader : kReaders) {
+        const auto read = [&](int t, int i) { reader(memory + size_t(t * pieces + i) * piece, piece); };
+        reading = std::min(reading, median_piece(threads, pieces, read));
+    }
     const double bytes_s = median_piece(threads, pieces, [](int, int) { multiply_bytes(kRounds); });
     const double floats_s = median_piece(threads, pieces, [](int, int) { multiply_floats(kRounds); });
-    std::printf("%.2f\n", double(piece * 8) * threads / reading / 1e9);
+    std::printf("%.2f\n", double(piece) * threads / reading / 1e9);
     std::printf("%.2f %s\n", double(kRounds) * kSums * kMacs * threads / bytes_s / 1e9, kName);
     std::printf("%.2f\n", double(kRounds) * kSums * kFloats * threads / floats_s / 1e9);
     std::free(memory);

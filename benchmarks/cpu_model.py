@@ -1,7 +1,8 @@
 """How fast is a whole step of the model on this CPU, beside its floor and beside llama.cpp?
 
     python -m benchmarks.cpu_model [--shape 2b4t small] [--threads 1 2] [--only prefill decode] [--prompts 64 512]
-                                   [--rows 1 2 4 8 16 32] [--rounds 3] [--peers q6_K f16] [--json FILE] [--plot FILE]
+                                   [--rows 1 2 4 8 16 32] [--rounds 3] [--minutes M] [--peers q6_K f16]
+                                   [--json FILE] [--plot FILE]
 
 Ours in this process: model forward and the greedy choice. llama.cpp, built by benchmarks.peer_llama, in a process of
 its own through its C interface: logits, and nothing chosen, as its own llama-bench does; TQ2_0 weights of the same
@@ -9,9 +10,10 @@ shape, one peer for each type of the head. `--peers` without a value measures ou
 
 In each round every case is run by all engines one after the other, in turn first, beside a fresh measurement of the
 limits (bytes read, int8 products), and every figure is set against those of its own round; printed are medians over
-the rounds. `floor` is what the step would take if its weights, head and cached keys and values, in the layout of that
-engine, came at the read rate, or its ternary and head products at the peak, whichever is longer. A shape that fits
-into a cache is set against the rate of a buffer of its size.
+the rounds. `--minutes` ends them earlier, after one for each shape and number of threads at least. `floor` is what the
+step would take if its weights, head and cached keys and values, in the layout of that engine, came at the read rate, or
+its ternary and head products at the peak, whichever is longer. A shape that fits into a cache is set against the rate
+of a buffer of its size.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import argparse
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,7 @@ from benchmarks.peer_llama import Peer
 from benchmarks.peer_steps import peer_steps
 from benchmarks.report import OtherLoad, bars, panels_of, write
 from benchmarks.shapes import CACHE, SHAPES, Cost, checkpoint, step_cost
+from benchmarks.timebox import TimeBox
 
 OURS = OurSteps.name
 
@@ -63,17 +66,18 @@ def measure(
     cases: Sequence[Case],
     threads: int,
     limits_on: Callable[[int], Limits],
-    args: argparse.Namespace,
+    turns: Iterable[int],
+    seconds: float,
 ) -> dict[tuple[Case, str], list[Sample]]:
-    """All rounds of one shape on so many threads; `limits_on` measures the machine's limits on them."""
+    """The rounds of one shape on so many threads; `limits_on` measures the machine's limits on them."""
     found: dict[tuple[Case, str], list[Sample]] = {}
-    for turn in range(args.rounds):
+    for turn in turns:
         for case in cases:
             limits = limits_on(threads)
             for place in range(len(engines)):
                 engine = engines[(place + turn) % len(engines)]
-                seconds = statistics.median(engine.times_s(case, threads, args.seconds))
-                found.setdefault((case, engine.name), []).append(Sample(seconds, limits))
+                median = statistics.median(engine.times_s(case, threads, seconds))
+                found.setdefault((case, engine.name), []).append(Sample(median, limits))
     return found
 
 
@@ -85,6 +89,7 @@ def table_row(case: Case, threads: int, cost: Cost, samples: list[Sample], ours:
     return {
         "case": str(case),
         "threads": threads,
+        "rounds": len(samples),
         "tok_s": statistics.median(rates),
         "spread": max(rates) / min(rates),
         "ms": 1e3 * statistics.median(sample.seconds for sample in samples),
@@ -97,7 +102,7 @@ def table_row(case: Case, threads: int, cost: Cost, samples: list[Sample], ours:
     }
 
 
-def measure_shape(name: str, args: argparse.Namespace, program: Path) -> list[dict[str, Any]]:
+def measure_shape(name: str, args: argparse.Namespace, program: Path, box: TimeBox) -> list[dict[str, Any]]:
     """Every case of one shape: the rows of the table."""
     cases = [Case("prefill", count) for count in args.prompts if "prefill" in args.only]
     cases += [Case("decode", count) for count in args.rows if "decode" in args.only]
@@ -112,7 +117,7 @@ def measure_shape(name: str, args: argparse.Namespace, program: Path) -> list[di
         peers = [stack.enter_context(peer_steps(Peer(args.peer_dir), name, head, **sizes)) for head in args.peers]
         engines: list[Steps] = [ours, *peers]
         for threads in args.threads:
-            found = measure(engines, cases, threads, limits_on, args)
+            found = measure(engines, cases, threads, limits_on, box.rounds(args.rounds), args.seconds)
             for case in cases:
                 for engine in engines:
                     cost = cost_of(name, case, engine, args.context)
@@ -144,6 +149,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="rows of a decode step")
     parser.add_argument("--context", type=int, default=128, help="tokens in each row's cache")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, help="for everything: fewer rounds where they take longer")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each case, engine and round")
     parser.add_argument("--isa", default="auto", help="our instruction set")
     parser.add_argument("--head-dtype", help="our head's type; the wing's default otherwise")
@@ -155,12 +161,12 @@ def main() -> None:
     if args.peers:
         Peer(args.peer_dir).require(Peer(args.peer_dir).steps)
     rows: list[dict[str, Any]] = []
-    others = OtherLoad()
+    others, box = OtherLoad(), TimeBox(args.minutes, len(args.shape) * len(args.threads))
     with tempfile.TemporaryDirectory() as folder:
         program = build_limits(Path(folder))
         for name in args.shape:
-            rows += measure_shape(name, args, program)
-    question = f"Whole steps of the model, {args.context} tokens in each cache, medians of {args.rounds} rounds"
+            rows += measure_shape(name, args, program, box)
+    question = f"Whole steps of the model, {args.context} tokens in each cache, medians of up to {args.rounds} rounds"
     about = {"others_cores": f"{others.cores():.2f}"}
     write(args.json, question, rows, about | ({"peer": Peer(args.peer_dir).describe()} if args.peers else {}))
     if args.plot:

@@ -74,7 +74,9 @@ class Peer:
         return path
 
     def describe(self) -> str:
-        return f"llama.cpp of {PACKAGE} {self.version}"
+        """Version and the instruction sets it was built for, as it says itself."""
+        built_for = subprocess.run([self.steps], check=True, capture_output=True, text=True).stdout.strip()
+        return f"llama.cpp of {PACKAGE} {self.version}: {built_for}"
 
     def require(self, program: Path) -> None:
         """Raises SystemExit with the cure when the program is not built."""

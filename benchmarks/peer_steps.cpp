@@ -1,6 +1,6 @@
 // Times single prefill and decode steps of llama.cpp through its C interface, on demand.
 // Built against the peer's own headers and library by peer_llama.py.
-//   usage: peer_steps MODEL.gguf ROWS CONTEXT PROMPT
+//   usage: peer_steps [MODEL.gguf ROWS CONTEXT PROMPT]   (without arguments it says what it was built for)
 // Reads lines "prefill TOKENS THREADS SECONDS" and "decode ROWS THREADS SECONDS"; answers each with one line of
 // durations (seconds) of single runs, at least one, for about SECONDS in all. Each of the ROWS sequences holds CONTEXT
 // tokens in a cache of its own; PROMPT is the longest prompt. Logits are computed, of a prompt's last token or of every
@@ -73,6 +73,7 @@ struct Steps {
 }  // namespace
 
 int main(int argc, char** argv) {
+    if (argc == 1) return std::puts(llama_print_system_info()) < 0;
     if (argc != 5) fail("usage: peer_steps MODEL.gguf ROWS CONTEXT PROMPT");
     const int rows = std::atoi(argv[2]), length = std::atoi(argv[3]), prompt = std::atoi(argv[4]);
     llama_log_set([](ggml_log_level level, const char* text, void*) {

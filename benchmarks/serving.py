@@ -2,6 +2,7 @@
 
     python -m benchmarks.serving [--model FOLDER | --url URL] [--clients 1 4 8 16] [--json FILE] [--plot FILE]
     python -m benchmarks.serving --shape 2b4t [--peers q6_K] [--shared-clients 4] [--threads 2] [--repeat 3]
+                                 [--minutes M]
 
 Each client sends one streamed /completion of ``--prompt`` random tokens and reads ``--generate`` tokens; end-of-text
 tokens are forbidden by logit_bias, so every answer has the same length. All clients of a round start together. In the
@@ -11,8 +12,8 @@ server just before: a system prompt. Prompts are new in every round.
 With ``--shape``, random weights of that shape are served, by ours and by llama.cpp's llama-server (one for each type of
 its head; benchmarks.peer_llama builds it), with the same threads, samplers and room for every client. In a round each
 case is put to all servers one after the other, in turn first, while the others idle; printed are medians over the
-rounds, so a drift of the machine hits every row alike. `first` is the time to the first text of an answer, `gap` the
-time between two pieces of text.
+rounds, so a drift of the machine hits every row alike; `--minutes` ends them earlier, after one at least. `first` is
+the time to the first text of an answer, `gap` the time between two pieces of text.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from benchmarks.peer_llama import Peer
 from benchmarks.report import OtherLoad, bars, panels_of, percentile, write
 from benchmarks.servers import llama_server, our_server
 from benchmarks.shapes import CACHE, SHAPES, checkpoint
+from benchmarks.timebox import TimeBox
 
 DEMO = Path(__file__).parents[1] / "bitnet_model" / "demo"
 OURS = "ours"
@@ -144,14 +146,14 @@ def measure(url: str, prompts: Prompts, case: Case, turn: int) -> Figures:
 
 
 def rounds(
-    urls: Mapping[str, str], prompts: Prompts, cases: list[Case], repeat: int
+    urls: Mapping[str, str], prompts: Prompts, cases: list[Case], turns: Iterable[int]
 ) -> dict[tuple[Case, str], list[Figures]]:
     """Every case on every server, round by round."""
     found: dict[tuple[Case, str], list[Figures]] = {(case, name): [] for case in cases for name in urls}
     names = list(urls)
     for name in names:
         measure(urls[name], prompts, Case(1), -1)  # warms up
-    for turn in range(repeat):
+    for turn in turns:
         for case in cases:
             for place in range(len(names)):
                 name = names[(place + turn) % len(names)]
@@ -165,6 +167,7 @@ def table_row(case: Case, name: str, turns: list[Figures], ours: list[Figures]) 
     return {
         "case": str(case),
         "server": name,
+        "rounds": len(turns),
         **{key: statistics.median(turn[key] for turn in turns) for key in turns[0]},
         "spread": max(rates) / min(rates),
         "ours_is_x": statistics.median(own["tok_s"] / rate for own, rate in zip(ours, rates, strict=True)),
@@ -213,6 +216,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prefix", type=int, default=512, help="tokens of the shared prefix")
     parser.add_argument("--generate", type=int, default=64, help="generated tokens")
     parser.add_argument("--repeat", type=int, default=3, help="rounds")
+    parser.add_argument("--minutes", type=float, help="for everything: fewer rounds where they take longer")
     parser.add_argument("--peer-dir", type=Path, default=CACHE, help="checkpoints, GGUF files and the peer's build")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -223,6 +227,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Start the servers, measure, print, and write what was asked for."""
     args = parse()
+    box = TimeBox(args.minutes, parts=1)
     model = checkpoint(args.shape, args.peer_dir) if args.shape else args.model
     prompts = Prompts(*vocabulary(model), args.prompt, args.generate)
     shared = [Case(clients, args.prefix) for clients in args.shared_clients] if args.prefix else []
@@ -240,13 +245,11 @@ def main() -> None:
             peer.require(peer.server)
             slot = {"threads": args.threads, "slots": slots, "slot_tokens": slot_tokens}
             urls[f"llama.cpp {head}"] = stack.enter_context(llama_server(peer, peer.gguf(args.shape, head), **slot))
-        found = rounds(urls, prompts, cases, args.repeat)
+        found = rounds(urls, prompts, cases, box.rounds(args.repeat))
     versions["others_cores"] = f"{others.cores():.2f}"
     rows = [table_row(case, name, turns, found[case, OURS]) for (case, name), turns in found.items()]
-    question = (
-        f"{model.name}: {args.prompt} prompt + {args.generate} generated tokens, {args.threads} threads, medians of"
-    )
-    write(args.json, f"{question} {args.repeat} rounds", rows, versions)
+    question = f"{model.name}: {args.prompt} prompt + {args.generate} generated tokens, {args.threads} threads"
+    write(args.json, f"{question}, medians of up to {args.repeat} rounds", rows, versions)
     if args.plot:
         plot(args.plot, rows)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from benchmarks.report import percentile
 from benchmarks.serving import Answer, Prompts, figures
 from benchmarks.serving import Case as Clients
 from benchmarks.shapes import SHAPES, checkpoint, step_cost, ternary_weights
+from benchmarks.timebox import TimeBox
 
 SIZES = {"rows": 2, "context": 33, "prompt": 40}
 
@@ -84,8 +84,7 @@ def test_engines_take_turns_at_being_first() -> None:
 
     engines = [Recorded("ours", 1.0), Recorded("peer", 2.0)]
     limits = Limits(1.0, 1.0, 1.0, "none")
-    args = argparse.Namespace(rounds=2, seconds=0.0)
-    found = measure(engines, [Case("decode", 1)], 2, lambda threads: limits, args)
+    found = measure(engines, [Case("decode", 1)], 2, lambda threads: limits, range(2), 0.0)
     assert order == ["ours", "peer", "peer", "ours"]
     assert found[Case("decode", 1), "peer"] == [Sample(2.0, limits), Sample(2.0, limits)]
 
@@ -124,3 +123,30 @@ def test_prompts_share_the_prefix_and_nothing_else_and_are_new_in_each_round() -
     assert len({tuple(body["prompt"][16:]) for body in bodies}) == 3
     assert prompts.bodies(Clients(3, prefix=16), turn=1)[0] != prefix
     assert prompts.bodies(Clients(3, prefix=16), turn=0) == (prefix, bodies)
+
+
+def clocked(box_minutes: float | None, round_s: list[float]) -> list[int]:
+    """How many rounds each part gets, of three at most, when its rounds take so long."""
+    now = [0.0]
+    box = TimeBox(box_minutes, len(round_s), clock=lambda: now[0])
+    counts = []
+    for seconds in round_s:
+        count = 0
+        for _ in box.rounds(3):
+            now[0] += seconds
+            count += 1
+        counts.append(count)
+    return counts
+
+
+def test_a_time_box_gives_each_part_the_rounds_that_fit_and_passes_on_what_is_left() -> None:
+    assert clocked(1.0, [10.0, 15.0]) == [3, 2]
+    assert clocked(1.0, [5.0, 15.0]) == [3, 3]
+
+
+def test_a_time_box_gives_each_part_one_round_however_long_it_takes() -> None:
+    assert clocked(1.0, [100.0, 100.0]) == [1, 1]
+
+
+def test_without_minutes_every_round_is_run() -> None:
+    assert clocked(None, [1000.0]) == [3]
