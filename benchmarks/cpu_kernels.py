@@ -5,7 +5,8 @@
 
 Shapes of 2B-4T (hidden 2560, 20/5 heads of 128, ffn 6912); several copies of each matrix in turn, so that weights come
 from memory, as in a model. The limits (memory read, int8 dot products, fp32 products) are measured by cpu_limits.cpp,
-built for this machine, before and after, in the same run and in processor time. `--cpu-time` times the kernels so too,
+built for this machine, before and after every case and in processor time; the higher counts, as the rate of a shared
+machine's memory comes and goes. `--cpu-time` times the kernels so too,
 one thread only: for a machine that is busy with other things. `bound` is what would limit a perfect kernel: its bytes
 over the read bandwidth, or its int8 or fp32 products over their peak, whichever takes longest. `fraction` is that time
 over the median time, `best` over the fastest. Pointwise kernels are set against the bytes they move.
@@ -32,7 +33,7 @@ from cpu_fallback.native_library import NativeLibrary
 from cpu_fallback.native_loading import load
 from cpu_fallback.native_wing import NativeCpuWing
 
-HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 6912, 20, 5, 128, 32064
+HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 6912, 20, 5, 128, 128256
 SHAPES = {"q|k|v": (3840, HIDDEN), "o": (HIDDEN, HIDDEN), "gate|up": (2 * FFN, HIDDEN), "down": (HIDDEN, FFN)}
 LAYERS = 8
 COPIES_BYTES = 80 << 20  # of one matrix: more than a cache holds
@@ -189,6 +190,8 @@ def result(case: Case, threads: int, limits: Limits, durations: list[float]) -> 
         "bound": bound,
         "fraction": bounds[bound] / median,
         "best": bounds[bound] / min(durations),
+        "limit GB/s": limits.gigabytes_per_s,
+        "limit GMAC/s": limits.gigamacs_per_s,
     }
 
 
@@ -230,22 +233,14 @@ def main() -> None:
         program = build_limits(Path(folder))
         for threads in options.threads:
             wing = load(options.isa, threads, library)
+            print(f"{wing.describe()['isa']}, {threads} threads")
             before = measure_limits(program, threads)
-            cases = [case for name in options.only for case in GROUPS[name](wing)]
-            timed = [(case, times_s(case.run, options.seconds, clock)) for case in cases]
-            after = measure_limits(program, threads)
-            limits = Limits(
-                max(before.gigabytes_per_s, after.gigabytes_per_s),
-                max(before.gigamacs_per_s, after.gigamacs_per_s),
-                max(before.gigafloats_per_s, after.gigafloats_per_s),
-                before.instruction,
-            )
-            print(
-                f"{wing.describe()['isa']}, {threads} threads: read {before.gigabytes_per_s:.1f} GB/s before, "
-                f"{after.gigabytes_per_s:.1f} after; {limits.instruction} {before.gigamacs_per_s:.0f} GMAC/s before, "
-                f"{after.gigamacs_per_s:.0f} after; fp32 {limits.gigafloats_per_s:.0f} G/s"
-            )
-            rows += [result(case, threads, limits, durations) for case, durations in timed]
+            for name in options.only:
+                for case in GROUPS[name](wing):
+                    durations = times_s(case.run, options.seconds, clock)
+                    after = measure_limits(program, threads)
+                    rows.append(result(case, threads, before.best(after), durations))
+                    before = after
     about = {"others_cores": f"{others.cores():.2f}"}
     write(options.json, "Native CPU kernels, as fractions of the machine's limits", rows, about)
     if options.plot:

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -48,7 +49,7 @@ constexpr const char* kName = "16-bit multiply and add";
 Vector dot(Vector sum, Vector a, Vector b) { return sum + a * b; }
 #endif
 
-constexpr size_t kBytes = size_t(512) << 20;  // far beyond any cache
+constexpr size_t kBytes = size_t(256) << 20;  // far beyond any cache
 constexpr int kPieces = 32;                   // of a thread's share: short enough to fall between interruptions
 constexpr size_t kLeastPiece = size_t(1) << 18;  // long enough for the clock
 constexpr long kRounds = 200'000;
@@ -140,13 +141,17 @@ void multiply_floats(long rounds) {
     });
 }
 
-// Seconds of the median piece of a thread, all threads at it together, and each several times over its pieces.
+// Seconds of the median piece of a thread, each twice over its pieces. All begin a piece together: a thread that others
+// keep from running would leave the memory to the rest, whose sum would then be more than the machine can do.
 template <class Body>
 double median_piece(int threads, int pieces, const Body& body) {
     std::vector<double> medians(static_cast<size_t>(threads));
+    std::atomic<int> arrived{0};
     const auto work = [&](int thread) {
         std::vector<double> times;
-        for (int i = 0; i < 4 * kPieces; ++i) {
+        for (int i = 0; i < 2 * kPieces; ++i) {
+            ++arrived;
+            while (arrived < (i + 1) * threads) continue;
             const double start = seconds();
             body(thread, i % pieces);
             times.push_back(seconds() - start);

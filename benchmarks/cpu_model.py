@@ -8,12 +8,12 @@ Ours in this process: model forward and the greedy choice. llama.cpp, built by b
 its own through its C interface: logits, and nothing chosen, as its own llama-bench does; TQ2_0 weights of the same
 shape, one peer for each type of the head. `--peers` without a value measures ours alone.
 
-In each round every case is run by all engines one after the other, in turn first, beside a fresh measurement of the
-limits (bytes read, int8 products), and every figure is set against those of its own round; printed are medians over
-the rounds. `--minutes` ends them earlier, after one for each shape and number of threads at least. `floor` is what the
-step would take if its weights, head and cached keys and values, in the layout of that engine, came at the read rate, or
-its ternary and head products at the peak, whichever is longer. A shape that fits into a cache is set against the rate
-of a buffer of its size.
+In each round every case is run by all engines one after the other, in turn first. The limits (bytes read, int8
+products) are measured before and after each run, and every figure is set against the higher of its own two; printed
+are medians over the rounds. `--minutes` ends them earlier, after one for each shape and number of threads at least.
+`floor` is what the step would take if its weights, head and cached keys and values, in the layout of that engine, came
+at the read rate, or its ternary and head products at the peak, whichever is longer. A shape that fits into a cache is
+set against the rate of a buffer of its size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OURS = OurSteps.name
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The median run of one case by one engine in one round, and the limits of that round."""
+    """The median run of one case by one engine in one round, and the limits just then."""
 
     seconds: float
     limits: Limits
@@ -72,12 +72,14 @@ def measure(
     """The rounds of one shape on so many threads; `limits_on` measures the machine's limits on them."""
     found: dict[tuple[Case, str], list[Sample]] = {}
     for turn in turns:
+        before = limits_on(threads)
         for case in cases:
-            limits = limits_on(threads)
             for place in range(len(engines)):
                 engine = engines[(place + turn) % len(engines)]
                 median = statistics.median(engine.times_s(case, threads, seconds))
-                found.setdefault((case, engine.name), []).append(Sample(median, limits))
+                after = limits_on(threads)
+                found.setdefault((case, engine.name), []).append(Sample(median, before.best(after)))
+                before = after
     return found
 
 

@@ -195,11 +195,11 @@ def vocabulary(model: Path) -> tuple[int, tuple[int, ...]]:
     return min(config["vocab_size"], *ends), tuple(sorted(ends))
 
 
-def machine_limits(threads: int) -> dict[str, str]:
-    """What the machine can do, for the record."""
+def machine_limits(threads: int) -> str:
+    """What the machine can do just now, for the record: the rate of a shared machine's memory comes and goes."""
     with tempfile.TemporaryDirectory() as folder:
         limits = measure_limits(build_limits(Path(folder)), threads)
-    return {"read_GB_s": f"{limits.gigabytes_per_s:.1f}", "dots_GMAC_s": f"{limits.gigamacs_per_s:.0f}"}
+    return f"{limits.gigabytes_per_s:.1f} GB/s, {limits.gigamacs_per_s:.0f} GMAC/s"
 
 
 def parse() -> argparse.Namespace:
@@ -235,7 +235,7 @@ def main() -> None:
     slots, longest = max(case.clients for case in cases), max(case.prefix for case in cases)
     slot_tokens = -(-(longest + args.prompt + args.generate + 1) // 256) * 256
     peer, peers = Peer(args.peer_dir), args.peers if args.shape else []
-    versions = machine_limits(args.threads) | ({"peer": peer.describe()} if peers else {})
+    versions = {"limits_before": machine_limits(args.threads)} | ({"peer": peer.describe()} if peers else {})
     others = OtherLoad()
     with contextlib.ExitStack() as stack:
         sizes = {"--n-threads": args.threads, "--max-running": slots, "--kv-tokens": (slots + 1) * slot_tokens}
@@ -246,7 +246,7 @@ def main() -> None:
             slot = {"threads": args.threads, "slots": slots, "slot_tokens": slot_tokens}
             urls[f"llama.cpp {head}"] = stack.enter_context(llama_server(peer, peer.gguf(args.shape, head), **slot))
         found = rounds(urls, prompts, cases, box.rounds(args.repeat))
-    versions["others_cores"] = f"{others.cores():.2f}"
+    versions |= {"others_cores": f"{others.cores():.2f}", "limits_after": machine_limits(args.threads)}
     rows = [table_row(case, name, turns, found[case, OURS]) for (case, name), turns in found.items()]
     question = f"{model.name}: {args.prompt} prompt + {args.generate} generated tokens, {args.threads} threads"
     write(args.json, f"{question}, medians of up to {args.repeat} rounds", rows, versions)

@@ -89,6 +89,15 @@ def test_engines_take_turns_at_being_first() -> None:
     assert found[Case("decode", 1), "peer"] == [Sample(2.0, limits), Sample(2.0, limits)]
 
 
+def test_a_run_is_set_against_the_higher_of_the_limits_before_and_after_it() -> None:
+    rates = iter([3.0, 1.0, 2.0])
+    engines = [FixedSteps("ours", 1.0), FixedSteps("peer", 1.0)]
+    found = measure(
+        engines, [Case("decode", 1)], 2, lambda threads: Limits(next(rates), 1.0, 1.0, "none"), range(1), 0.0
+    )
+    assert [sample.limits.gigabytes_per_s for samples in found.values() for sample in samples] == [3.0, 2.0]
+
+
 def test_a_row_is_set_against_the_limits_of_its_own_round() -> None:
     cost = step_cost(SHAPES["toy"], tokens=8, keys=0, logits=8, weight_bits=2.0, head_bits=8.0)
     fast = Limits(cost.num_bytes / 1e9, cost.macs / 1e9, 1.0, "none")  # either floor is one second
@@ -150,3 +159,7 @@ def test_a_time_box_gives_each_part_one_round_however_long_it_takes() -> None:
 
 def test_without_minutes_every_round_is_run() -> None:
     assert clocked(None, [1000.0]) == [3]
+
+
+def test_of_two_measurements_the_higher_of_each_limit_counts() -> None:
+    assert Limits(1.0, 4.0, 5.0, "dot").best(Limits(2.0, 3.0, 6.0, "dot")) == Limits(2.0, 4.0, 6.0, "dot")
