@@ -45,10 +45,12 @@ class NativeCpuWing:
     head_dtypes = ("int8",)
 
     def __init__(self, library: NativeLibrary, isa: str, threads: int, why: str) -> None:
-        """Raises RuntimeError when this machine cannot run `isa`."""
+        """Holds torch to one thread until `close`. Raises RuntimeError when this machine cannot run `isa`."""
         self._library = library
         self._context = NativeContext(library, isa, threads)
         self._isa, self._threads, self._why = isa, threads, why
+        self._torch_threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the cores are the pool's; loading beside torch's own took twice as long
 
     # --- weights and tables ---
 
@@ -283,5 +285,6 @@ class NativeCpuWing:
         return memory_bytes(handle)
 
     def close(self) -> None:
-        """End the pool's threads."""
+        """End the pool's threads and give torch its former number of threads back."""
         self._context.close()
+        torch.set_num_threads(self._torch_threads)

@@ -121,6 +121,18 @@ def test_threads_come_and_go_without_changing_results() -> None:
         wing.set_threads(0)
 
 
+def test_torch_is_held_to_one_thread_until_the_wing_is_closed() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        wing = load("auto", 2)
+        assert torch.get_num_threads() == 1
+        wing.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_context_on_an_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(RuntimeError, match="sse9: the native library knows no such"):
         NativeContext(library(), "sse9", 1)
