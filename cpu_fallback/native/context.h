@@ -38,6 +38,8 @@ void head(bn_context& c, const float* x, const float* gain, float eps, const bn_
           float* logits);
 void head_topk(bn_context& c, const float* x, const float* gain, float eps, const bn_table& table, int32_t rows,
                int32_t k, const int64_t* extra_ids, int32_t extra, int64_t* ids, float* logits);
+void head_draw(bn_context& c, const float* x, const float* gain, float eps, const bn_table& table,
+               const bn_draw* draws, const int64_t* windows, const int32_t* starts, int32_t rows, int64_t* ids);
 void step(bn_context& c, const bn_plan& plan, const bn_batch& batch, const bn_cache& cache, float* hidden);
 
 void pack(bn_context& c, const bn_segment* segments, int32_t num_segments, const bn_weights& out);

@@ -2,17 +2,12 @@
 #include <algorithm>
 #include <limits>
 
+#include "candidates.h"
 #include "context.h"
 
 namespace bitnet {
 namespace {
 
-struct Candidate {
-    float logit;
-    int32_t id;
-};
-
-// A NaN ranks above everything, so that a row that went wrong shows it.
 float rank(float logit) { return logit != logit ? std::numeric_limits<float>::infinity() : logit; }
 
 bool before(const Candidate& a, const Candidate& b) {
@@ -29,8 +24,10 @@ bool any_above(const float* logits, float bound) {
     return found != 0;
 }
 
+}  // namespace
+
 // A heap whose front is the least of the best so far. Ids come in ascending order, so an equal never replaces one.
-void best(const float* logits, int32_t count, int32_t k, Candidate* heap) {
+void rank_best(const float* logits, int32_t count, int32_t k, Candidate* heap) {
     if (k == 0) return;
     for (int32_t id = 0; id < k; ++id) heap[id] = {logits[id], id};
     std::make_heap(heap, heap + k, before);
@@ -47,8 +44,6 @@ void best(const float* logits, int32_t count, int32_t k, Candidate* heap) {
     std::sort_heap(heap, heap + k, before);
 }
 
-}  // namespace
-
 void head_topk(bn_context& c, const float* x, const float* gain, float eps, const bn_table& table, int32_t rows,
                int32_t k, const int64_t* extra_ids, int32_t extra, int64_t* ids, float* logits) {
     const size_t vocab = size_t(table.rows), width = size_t(k) + size_t(extra);
@@ -61,7 +56,7 @@ void head_topk(bn_context& c, const float* x, const float* gain, float eps, cons
     c.pool.run(rows, [&](int row, int worker) {
         const float* from = all + size_t(row) * vocab;
         Candidate* heap = heaps + size_t(worker) * size_t(k);
-        best(from, table.rows, k, heap);
+        rank_best(from, table.rows, k, heap);
         int64_t* row_ids = ids + size_t(row) * width;
         float* row_logits = logits + size_t(row) * width;
         for (int32_t i = 0; i < k; ++i) row_ids[i] = heap[i].id, row_logits[i] = heap[i].logit;
