@@ -1,4 +1,4 @@
-"""What this machine can do at best: bytes read and int8 products a second, measured beside what is set against them.
+"""What this machine can do at best: bytes read, int8 and fp32 products a second, measured beside what they judge.
 
 cpu_limits.cpp is compiled for the machine at hand. Knows no kernel and no model.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("cpu_limits.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-pthread", "-Wno-psabi", "-Wno-ignored-attributes")
-MEMORY_BYTES = 512 << 20
+MEMORY_BYTES = 256 << 20
 """Far beyond any cache."""
 
 
@@ -21,6 +21,7 @@ class Limits:
 
     gigabytes_per_s: float
     gigamacs_per_s: float
+    gigafloats_per_s: float
     instruction: str
 
     def reading_s(self, num_bytes: float) -> float:
@@ -28,6 +29,19 @@ class Limits:
 
     def multiplying_s(self, macs: float) -> float:
         return macs / self.gigamacs_per_s / 1e9
+
+    def adding_s(self, products: float) -> float:
+        """So many fp32 products, each added to a sum."""
+        return products / self.gigafloats_per_s / 1e9
+
+    def best(self, other: Limits) -> Limits:
+        """The higher of each: what held at some time between two measurements."""
+        return Limits(
+            max(self.gigabytes_per_s, other.gigabytes_per_s),
+            max(self.gigamacs_per_s, other.gigamacs_per_s),
+            max(self.gigafloats_per_s, other.gigafloats_per_s),
+            self.instruction,
+        )
 
 
 def build_limits(folder: Path) -> Path:
@@ -42,4 +56,4 @@ def measure_limits(program: Path, threads: int, num_bytes: int = MEMORY_BYTES) -
     command = [str(program), str(threads), str(num_bytes)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     macs, instruction = lines[1].split(" ", 1)
-    return Limits(float(lines[0]), float(macs), instruction)
+    return Limits(float(lines[0]), float(macs), float(lines[2]), instruction)

@@ -78,6 +78,10 @@ class OurSteps:
             durations.append(time.perf_counter() - start)
         return durations
 
+    def close(self) -> None:
+        """End the wing's threads."""
+        self._ops.close()
+
     @torch.inference_mode()
     def _run(self, batch: ForwardBatch) -> None:
         hidden = self._model.forward(batch, self._cache)
