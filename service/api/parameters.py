@@ -39,6 +39,7 @@ def read_limits(body: Generation, info: EngineInfo, settings: Settings) -> Limit
         n_threads=None if n_threads is None else min(n_threads, info.n_threads),
         max_tokens=min(_max_tokens(body, settings), n_ctx),
         stop=tuple(text for text in body.stop or () if text),
+        cache_prompt=body.cache_prompt is not False,
     )
 
 
@@ -119,6 +120,7 @@ def generation_settings(params: SamplingParams, limits: Limits, info: EngineInfo
         "stop": list(limits.stop),
         "max_tokens": limits.max_tokens,
         "n_predict": limits.max_tokens,
+        "cache_prompt": limits.cache_prompt,
         "n_ctx": limits.n_ctx,
         "n_batch": limits.n_batch,
         "n_threads": info.n_threads if limits.n_threads is None else limits.n_threads,

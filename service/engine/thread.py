@@ -30,7 +30,8 @@ _ORDER: tuple[State, ...] = ("loading", "ready", "draining", "dead")
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What there is to know of a loaded engine. n_ctx: what a silent request gets; n_ctx_max: the most it may ask for;
-    n_batch, n_threads: the ceilings; created: Unix time in seconds."""
+    n_batch, n_threads: the ceilings; created: Unix time in seconds; fingerprint: the same as long as nothing but the
+    request decides what a seeded request says."""
 
     model_id: str
     created: int
@@ -41,6 +42,7 @@ class EngineInfo:
     n_threads: int
     max_running: int
     kv_tokens: int
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from service.engine.scheduler import SchedulerLimits
 
 BOS, EOS, TURN, COLON, END = 256, 257, 258, 259, 260
 VOCAB_SIZE = 261
+CONTROL_NAMES = {BOS: "<bos>", EOS: "<eos>", TURN: "<turn>", COLON: "<colon>", END: "<end>"}
 
 Chooser = Callable[[Sequence[int], Request], int]
 
@@ -41,13 +42,16 @@ class FakeTokenizer:
             token_ids += [TURN, *message.role.encode(), COLON, *message.content.encode(), END]
         return [*token_ids, TURN, *b"assistant", COLON]
 
-    def encode_text(self, text: str) -> list[int]:
-        return [BOS, *text.encode()]
+    def encode_text(self, text: str, *, begins: bool = True) -> list[int]:
+        return [BOS, *text.encode()] if begins else [*text.encode()]
 
     def token_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < VOCAB_SIZE:
             raise IndexError(token_id)
         return bytes([token_id]) if token_id < 256 else b""
+
+    def control_name(self, token_id: int) -> str:
+        return CONTROL_NAMES.get(token_id, "")
 
 
 def hashed(prefix: Sequence[int], request: Request) -> int:
