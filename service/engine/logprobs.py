@@ -22,10 +22,10 @@ def score(logits: F32, token_id: int, num_top: int) -> Logprobs | None:
     if not math.isfinite(largest) or not math.isfinite(float(logits.min())):
         return None
     # A row is contiguous: numpy adds its numbers pairwise, in an order that its length alone decides.
-    log_sum = largest + math.log(float(np.exp(logits.astype(np.float64) - largest).sum()))
-    top = tuple((top_id, float(logits[top_id]) - log_sum) for top_id in likeliest(logits, num_top))
+    log_sum = math.log(float(np.exp(logits.astype(np.float64) - largest).sum()))
+    top = tuple((top_id, float(logits[top_id]) - largest - log_sum) for top_id in likeliest(logits, num_top))
     own = logits[token_id]
-    return Logprobs(token_id, float(own) - log_sum, int((logits > own).sum()) + 1, top)
+    return Logprobs(token_id, float(own) - largest - log_sum, int((logits > own).sum()) + 1, top)
 
 
 def likeliest(logits: F32, num: int) -> list[int]:
