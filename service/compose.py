@@ -31,6 +31,7 @@ from service.engine.blocks import BLOCK_TOKENS, BlockPool
 from service.engine.engine import Engine
 from service.engine.errors import EngineDead
 from service.engine.scheduler import SchedulerLimits
+from service.fingerprint import fingerprint
 from service.logs import set_up_logs
 from service.server import EXIT_ENGINE_DEAD, ListenError, run
 from service.sizes import Sizes, settle_sizes
@@ -116,6 +117,7 @@ def load(settings: Settings) -> Loaded:
         max_running=sizes.max_running,
         kv_tokens=pool.num_tokens,
         eos_ids=tuple(sorted(tokenizer.eos_ids)),
+        fingerprint=fingerprint(folder, [ops.describe()["wing"], head_dtype, settings.kv_cache_dtype]),
     )
     return Loaded(engine, tokenizer, info)
 

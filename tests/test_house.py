@@ -25,6 +25,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "service.engine.runner": ("service.engine", "bitnet_model"),
     "service.engine.sampler": ("service.engine", "bitnet_model"),
     "service.config": (),
+    "service.fingerprint": (),
     "service.sizes": ("service.config",),
     "service.logs": (),
     "service.metrics": (),
