@@ -1,8 +1,8 @@
-"""The command line: ``bitnet serve [MODEL] [--config FILE] [--<setting> VALUE] ...``.
+"""The command line: ``bitnet serve [MODEL] [--config FILE] [--<setting> VALUE] ...`` and the other commands.
 
 Every setting of service/config.py is a flag of the same name; the flags are made from the settings, so the two
 cannot drift apart. Nothing heavy is imported here: ``--help`` and a wrong setting answer at once.
-Exit codes: 0 fine, 2 wrong usage or configuration, 3 a checkpoint that cannot be served, 70 ended by the watchdog.
+Exit codes: service/commands/exits.py. The commands beside `serve` are in service/commands/.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from service.commands import bench
+from service.commands.chat import chat
+from service.commands.convert import convert
+from service.commands.doctor import doctor
+from service.commands.exits import EXIT_CONFIG, fail
+from service.commands.info import info
+from service.commands.selfcheck import selfcheck
 from service.config import ConfigError, Resolved, Settings, load_settings
-
-EXIT_CONFIG = 2
 
 app = typer.Typer(name="bitnet", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
@@ -53,12 +58,6 @@ def show_config(resolved: Resolved) -> None:
     Console(soft_wrap=True).print(table)
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """Print one plain message on the error stream and leave with ``code``."""
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)
-
-
 def _serve_signature() -> inspect.Signature:
     """The parameters of ``serve`` with one flag per setting, in the order of the settings."""
     kind = inspect.Parameter.KEYWORD_ONLY
@@ -89,7 +88,9 @@ def _serve_signature() -> inspect.Signature:
 
 
 serve.__signature__ = _serve_signature()  # type: ignore[attr-defined]
-app.command()(serve)
+for command in (serve, chat, convert, info, selfcheck, doctor):
+    app.command()(command)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -17,7 +17,18 @@ PACKAGES = ("service", "bitnet_model", "cpu_fallback", "triton_kernels")
 # For each room (the longest matching prefix decides): the rooms of this project it may import.
 LAW: dict[str, tuple[str, ...]] = {
     "service.__main__": ("service.cli",),
-    "service.cli": ("service.config", "service.compose"),
+    "service.cli": ("service.config", "service.compose", "service.commands"),
+    "service.commands": (
+        "service.commands",
+        "service.api",
+        "service.compose",
+        "service.config",
+        "service.engine",
+        "service.logs",
+        "service.server",
+        "service.sizes",
+        "bitnet_model",
+    ),
     "service.compose": ("service", "bitnet_model"),
     "service.server": ("service.api", "service.config", "service.engine", "service.logs"),
     "service.api": ("service.api", "service.config", "service.engine", "service.logs", "service.metrics"),
