@@ -243,7 +243,7 @@ def test_everything_is_reached_by_keyboard(live: Live, visit: Opener) -> None:
     page.until(READY)
     page.js("document.activeElement.blur()")
     reached = []
-    for _ in range(9):
+    for _ in range(11):
         page.press("Tab")
         reached.append(
             page.js("document.activeElement.id || document.activeElement.className || document.activeElement.tagName")
