@@ -63,11 +63,14 @@ def write(conversion: Conversion, target: Path, progress: Callable[[int, int], N
         done += num_bytes
         progress(done, total)
 
-    with new_folder(target, total) as folder:
-        for file in conversion.files:
-            shutil.copyfile(file, folder / file.name)
-        (folder / "config.json").write_text(json.dumps(conversion.config, indent=2) + "\n")
-        write_tensors(folder / SINGLE_FILE, conversion.tensors, count)
+    try:
+        with new_folder(target, total) as folder:
+            for file in conversion.files:
+                shutil.copyfile(file, folder / file.name)
+            (folder / "config.json").write_text(json.dumps(conversion.config, indent=2) + "\n")
+            write_tensors(folder / SINGLE_FILE, conversion.tensors, count)
+    except OSError as error:
+        raise CheckpointError(target, [f"it cannot be written: {error.strerror} ({error.filename})"]) from error
 
 
 def check(conversion: Conversion, progress: Callable[[int, int], None]) -> None:

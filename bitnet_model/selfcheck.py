@@ -94,7 +94,7 @@ def _step(model: Model, cache: Cache, token_ids: Sequence[int], start: int, num_
         starts=torch.tensor([0, count], dtype=torch.int32),
         logit_rows=torch.arange(count),
     )
-    return model.logits(model.forward(batch, cache)).clone()
+    return model.logits(model.forward(batch, cache)).cpu().clone()
 
 
 def check_exact(model: Model, num_threads: int) -> list[Finding]:

@@ -42,7 +42,7 @@ class NewTensor:
 
 
 def write_tensors(path: Path, tensors: Sequence[NewTensor], on_bytes: Callable[[int], None]) -> None:
-    """Write one safetensors file and have it on the disk; `on_bytes` hears how many bytes each write added."""
+    """Write one safetensors file; `on_bytes` hears how many bytes each write added."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -62,8 +62,6 @@ def write_tensors(path: Path, tensors: Sequence[NewTensor], on_bytes: Callable[[
                 piece = data[start : start + WRITE_BYTES]
                 file.write(piece)
                 on_bytes(len(piece))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -85,9 +83,10 @@ def new_folder(target: Path, num_bytes: int) -> Iterator[Path]:
         _lock(descriptor, target)
         _clear(partial)
         yield partial
-        os.fsync(descriptor)
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
         partial.rename(target)
-        _sync_folder(target.parent)
+        _sync(target.parent)
     except BaseException:
         # Another writer's folder is not ours to remove: a lock that was refused ends before anything is yielded.
         if _is_locked_by_us(descriptor):
@@ -116,8 +115,9 @@ def _clear(folder: Path) -> None:
         left.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

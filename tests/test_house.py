@@ -141,6 +141,9 @@ def test_every_import_obeys_the_law() -> None:
     [
         ("service/api/chat.py", "import torch"),
         ("service/api/chat.py", "from service.engine import runner"),
+        ("service/commands/info.py", "import torch"),
+        ("service/commands/chat.py", "import httpx"),
+        ("service/commands/doctor.py", "from cpu_fallback import native_loading"),
         ("service/engine/scheduler.py", "import fastapi"),
         ("service/engine/scheduler.py", "import torch"),
         ("service/engine/scheduler.py", "from service.api.errors import status_of"),

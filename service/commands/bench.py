@@ -148,7 +148,8 @@ def _target(model: str | None, url: str | None, api_key: str | None, given: list
     config = ModelConfig.from_folder(folder)
     ends = tuple(sorted(load_tokenizer(folder, config).eos_ids))
     flags = [part for entry in given or () for part in _flag(entry)]
-    with beside([str(folder), *flags]) as endpoint:
+    key = settings.api_key.get_secret_value() if settings.api_key is not None else None
+    with beside([str(folder), *flags], key) as endpoint:
         yield _describe(endpoint, ends)
 
 

@@ -97,7 +97,8 @@ def _say(endpoint: Endpoint, conversation: Conversation, text: str) -> None:
     try:
         figures = _stream(endpoint, conversation.body(), said.append)
     except ServerError:
-        conversation.turns.pop()
+        if not said:
+            conversation.turns.pop()
         raise
     finally:
         sys.stdout.write("\n")

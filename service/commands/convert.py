@@ -40,7 +40,10 @@ def convert(
         from service.compose import loading_bar
 
         is_gguf = Path(source).expanduser().is_file()
-        with _open(source, tokenizer, revision, offline) as conversion, loading_bar(target.name) as progress:
+        with (
+            _open(source, tokenizer, revision, offline) as conversion,
+            loading_bar(target.name, "converting") as progress,
+        ):
             if dry_run:
                 check(conversion, progress)
             else:

@@ -45,7 +45,7 @@ def gather(model: str | None, zeros: bool, config: Any, given: list[str] | None)
 
     settings = settings_of(model, config, given)
     folder, model_id = locate(settings)
-    with loading_bar(model_id) as progress:
+    with loading_bar(model_id, "reading") as progress:
         found = inspect(folder, count_zeros=zeros, progress=progress)
     shape = found.config
     sizes = settle_sizes(settings, shape.max_position_embeddings)

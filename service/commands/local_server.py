@@ -6,6 +6,7 @@ Both listen on a free loopback port, the first behind a key that nobody else is 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import subprocess
 import sys
@@ -54,27 +55,29 @@ def inside(settings: Settings) -> Iterator[Endpoint]:
                 runner.run(serve())
 
         thread = threading.Thread(target=run, name="server", daemon=True)
+        engine_log = logging.getLogger("service.engine.thread")
+        engine_log.setLevel(logging.CRITICAL)  # why loading failed is raised here, and not to be said twice
         engine.start(lambda: load(settings))
         thread.start()
         try:
             settled.wait()
             if ready[0] is not None:
                 raise ready[0]
+            engine_log.setLevel(logging.NOTSET)
             yield Endpoint(url_of(sock), key)
         finally:
-            if ready and ready[0] is None:
-                loop.call_soon_threadsafe(server.begin_drain)
+            engine.shutdown()  # which ends the server, too, also one whose model is still loading
             thread.join(STOP_S)
-            engine.shutdown()
 
 
 @contextmanager
-def beside(arguments: Sequence[str]) -> Iterator[Endpoint]:
+def beside(arguments: Sequence[str], key: str | None) -> Iterator[Endpoint]:
     """Run `bitnet serve` with these arguments in a process of its own, which shares no interpreter lock with a client.
 
-    Ends the command with the server's message and exit code if it does not come up.
+    `key`: the one that its settings ask for. If it does not come up, the command ends with its message and exit code.
     """
-    command = [sys.executable, "-m", "service", "serve", *arguments, "--host", "127.0.0.1", "--port", "0", "--no-ui"]
+    ours = ["--host", "127.0.0.1", "--port", "0", "--no-ui", "--log-format", "text", "--log-level", "info"]
+    command = [sys.executable, "-m", "service", "serve", *arguments, *ours]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     log: list[str] = []
@@ -88,7 +91,7 @@ def beside(arguments: Sequence[str]) -> Iterator[Endpoint]:
             fail(last, process.wait() or EXIT_FAILED)
         # Whatever it still has to say must not fill the pipe.
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield Endpoint(line.split(" ready: ", 1)[1].split()[0])
+        yield Endpoint(line.split(" ready: ", 1)[1].split()[0], key)
     finally:
         process.terminate()
         try:

@@ -251,6 +251,16 @@ def test_a_disk_that_is_too_small_is_found_out_before(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_is_a_refusal(tiny_master: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+
+    def work() -> None:
+        with from_masters(tiny_master) as conversion:
+            write(conversion, tmp_path / "file" / "out", silent)
+
+    assert "cannot be written" in problems(work)
+
+
 def test_two_writers_of_one_folder_do_not_meet(tmp_path: Path) -> None:
     with new_folder(tmp_path / "out", 1) as folder:
         (folder / "mine").write_text("1")

@@ -32,18 +32,8 @@ def test_a_model_of_this_machine_answers_the_same_for_the_same_seed(tiny_packed:
 
 def test_lines_are_messages_and_slashes_are_commands(live: Live, tmp_path: Path) -> None:
     kept = tmp_path / "said.jsonl"
-    lines = [
-        "one",
-        "two \\",
-        "lines",
-        "/undo",
-        "/set max_tokens 2",
-        "/set",
-        "three",
-        "/again",
-        f"/save {kept}",
-        "/quit",
-    ]
+    commands = ["/undo", "/set max_tokens 2", "/set"]
+    lines = ["one", "two \\", "lines", *commands, "three", "/again", f"/save {kept}", "/quit"]
     done = bitnet("chat", "--url", live.url, "--system", "be brief", typed="\n".join([*lines, "never"]))
     assert done.returncode == 0
     assert done.stdout == "one\ntwo \nlines\nth\nth\n"
