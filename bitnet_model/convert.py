@@ -35,6 +35,8 @@ PACKED = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantizati
 COPIED = ("*.json", "*.jinja", "LICENSE*", "README.md")
 NOT_COPIED = frozenset({"config.json", INDEX_FILE})
 ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
+GGUF_NORMS = ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")
+GGUF_PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 # A real model has 30 to 50 % zeros. Far from that, the codes are in another layout than the one read here, or noise.
 LEAST_ZEROS, MOST_ZEROS = 0.05, 0.95
 
@@ -224,11 +226,9 @@ def _gguf_names(config: ModelConfig) -> dict[str, str]:
     for index in range(config.num_layers):
         layer, block = layer_names(config, index), f"blk.{index}."
         norms = (layer.attn_norm, layer.attn_sub_norm, layer.ffn_norm, layer.ffn_sub_norm)
-        theirs = ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")
-        names |= {mine: f"{block}{their}.weight" for mine, their in zip(norms, theirs, strict=True) if mine is not None}
         projections = [name + ".weight" for linear in layer.linears() for name, _ in linear.projections]
-        theirs = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-        names |= {mine: f"{block}{their}.weight" for mine, their in zip(projections, theirs, strict=True)}
+        pairs = zip((*norms, *projections), (*GGUF_NORMS, *GGUF_PROJECTIONS), strict=True)
+        names |= {mine: f"{block}{theirs}.weight" for mine, theirs in pairs if mine is not None}
     return names
 
 

@@ -217,4 +217,5 @@ def i2s_codes(data: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uin
     """The bytes of an I2_S tensor -> its codes (ternary + 1; 3 does not exist in a sound file) [N, K]."""
     blocks = data[: math.prod(shape) // 4].reshape(-1, 1, 32)
     shifts = np.array([6, 4, 2, 0], np.uint8).reshape(1, 4, 1)
-    return ((blocks >> shifts) & 3).reshape(shape)
+    codes: NDArray[np.uint8] = (blocks >> shifts) & np.uint8(3)
+    return codes.reshape(shape)

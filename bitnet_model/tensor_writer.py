@@ -57,7 +57,7 @@ def write_tensors(path: Path, tensors: Sequence[NewTensor], on_bytes: Callable[[
             made = tensor.make().contiguous()
             assert made.dtype == DTYPES[tensor.dtype], tensor.name
             assert tuple(made.shape) == tensor.shape, tensor.name
-            data = memoryview(made.view(-1).view(torch.uint8).numpy())
+            data = made.view(-1).view(torch.uint8).numpy().data
             for start in range(0, len(data), WRITE_BYTES):
                 piece = data[start : start + WRITE_BYTES]
                 file.write(piece)
@@ -80,29 +80,24 @@ def new_folder(target: Path, num_bytes: int) -> Iterator[Path]:
     partial.mkdir(exist_ok=True)
     descriptor = os.open(partial, os.O_RDONLY)
     try:
-        _lock(descriptor, target)
-        _clear(partial)
-        yield partial
-        for path in (*partial.iterdir(), partial):
-            _sync(path)
-        partial.rename(target)
-        _sync(target.parent)
-    except BaseException:
-        # Another writer's folder is not ours to remove: a lock that was refused ends before anything is yielded.
-        if _is_locked_by_us(descriptor):
+        if not _lock(descriptor):
+            raise CheckpointError(target, ["another process is writing it"])
+        try:
+            _clear(partial)
+            yield partial
+            for path in (*partial.iterdir(), partial):
+                _sync(path)
+            partial.rename(target)
+            _sync(target.parent)
+        except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-        raise
+            raise
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, target: Path) -> None:
-    if not _is_locked_by_us(descriptor):
-        raise CheckpointError(target, ["another process is writing it"])
-
-
-def _is_locked_by_us(descriptor: int) -> bool:
-    """Take the lock, or find that it is ours; the system gives it back when the process ends, however it ends."""
+def _lock(descriptor: int) -> bool:
+    """Whether the lock is ours now; the system gives it back when the process ends, however it ends."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

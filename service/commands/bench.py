@@ -1,8 +1,8 @@
-"""`bitnet bench`: how fast is it here? One request by prompt length, or N clients at once; table, JSON, and a plot.
+"""`bitnet bench`: how fast is it here? Requests, clients or kernels; a table, JSON, and a plot.
 
-The server runs in a process of its own (or is somebody else's, --url), so that the clients' work is not counted.
-Prompts are random tokens, new in every round, so that no prefix is found in a cache. Rounds of all rows alternate and
-medians are shown, so that a drift of the machine meets every row alike.
+For `latency` and `serve` the server runs in a process of its own (or is somebody else's, --url), so that the clients'
+work is not counted. Prompts are random tokens, new in every round, so that no prefix is found in a cache. Rounds of all
+rows alternate and medians are shown, so that a drift of the machine meets every row alike.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from service.commands.machine import allowed_cores, processor, versions
 from service.commands.options import ModelArgument, settings_of
 from service.commands.plot import Series, line_chart
 
-app = typer.Typer(no_args_is_help=True, help="Measure speed: one request alone, or many clients at once.")
+app = typer.Typer(no_args_is_help=True, help="Measure speed: one request alone, many clients at once, or the kernels.")
 
 UrlOption: TypeAlias = Annotated[str | None, typer.Option("--url", help="a running server, instead of MODEL")]
 KeyOption: TypeAlias = Annotated[str | None, typer.Option("--api-key", help="key of that server")]
@@ -39,6 +39,7 @@ Repeat: TypeAlias = Annotated[int, typer.Option(min=1, help="rounds; medians are
 ServerFlags: TypeAlias = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="server setting")]
 
 Row: TypeAlias = dict[str, float]
+Cells: TypeAlias = Sequence[Mapping[str, float | str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ def latency(
     with known_errors(), _target(model, url, api_key, set_) as target:
         rows = rounds(lambda length, turn: measure(target, length, turn), lengths, repeat, "prompt tokens")
     title = f"{target.model_id}: one request, {generate} generated tokens, medians of {repeat}"
-    report(title, rows, json_file, plot_file, "prompt tokens", ("prompt tok/s", "generation tok/s"))
+    report(title, rows, json_file)
+    plot(title, rows, plot_file, "prompt tokens", ("prompt tok/s", "generation tok/s"))
 
 
 @app.command()
@@ -129,7 +131,45 @@ def serve(
     with known_errors(), _target(model, url, api_key, set_) as target:
         rows = rounds(lambda count, turn: measure(target, count, turn), clients or [1, 4, 8, 16], repeat, "clients")
     title = f"{target.model_id}: {prompt} prompt + {generate} generated tokens, medians of {repeat}"
-    report(title, rows, json_file, plot_file, "clients", ("tok/s",))
+    report(title, rows, json_file)
+    plot(title, rows, plot_file, "clients", ("tok/s",))
+
+
+@app.command()
+def kernels(
+    model: ModelArgument = None,
+    tokens: Annotated[list[int] | None, typer.Option(min=1, max=4096, help="tokens in a step; repeatable")] = None,
+    json_file: JsonFile = None,
+    set_: ServerFlags = None,
+) -> None:
+    """The ternary linears and the head in the shapes of MODEL, with random weights, on the backend chosen here."""
+    with known_errors():
+        from bitnet_model.config import ModelConfig
+        from bitnet_model.kernel_timing import time_kernels
+        from bitnet_model.ops import load_ops
+        from service.compose import locate
+
+        settings = settings_of(model, given=set_)
+        folder, model_id = locate(settings)
+        config = ModelConfig.from_folder(folder)
+        ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads)
+        wing = ops.describe()
+        try:
+            timings = list(time_kernels(config, ops, tokens or [1, 8, 64]))
+        finally:
+            ops.close()
+    rows: list[dict[str, float | str]] = [
+        {
+            "kernel": timing.name,
+            "tokens": timing.tokens,
+            "us": 1e6 * timing.median_s,
+            "least us": 1e6 * timing.least_s,
+            "weights GB/s": timing.weight_bytes / timing.median_s / 1e9,
+            "GOP/s": timing.operations / timing.median_s / 1e9,
+        }
+        for timing in timings
+    ]
+    report(f"{model_id}: kernels on {', '.join(f'{name} {value}' for name, value in wing.items())}", rows, json_file)
 
 
 @contextmanager
@@ -224,19 +264,22 @@ def rounds(measure: Callable[[int, int], Row], sizes: Sequence[int], repeat: int
     return rows
 
 
-def report(
-    title: str, rows: list[Row], json_file: Path | None, plot_file: Path | None, x: str, lines: Sequence[str]
-) -> None:
-    """Print the table; write what was asked for."""
+def report(title: str, rows: Cells, json_file: Path | None) -> None:
+    """Print the table and the machine; write both where JSON was asked for."""
     machine = {"processor": processor(), "cores": str(allowed_cores()), "date": time.strftime("%Y-%m-%d"), **versions()}
     table = Table(*rows[0], title=title, title_justify="left", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(f"{value:.4g}" for value in row.values()))
+        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
     console = Console(highlight=False)
     console.print(table)
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()), style="dim", markup=False)
     if json_file is not None:
-        _write(json_file, json.dumps({"question": title, "machine": machine, "rows": rows}, indent=2) + "\n")
+        result = {"question": title, "machine": machine, "rows": list(rows)}
+        _write(json_file, json.dumps(result, indent=2) + "\n")
+
+
+def plot(title: str, rows: Sequence[Row], plot_file: Path | None, x: str, lines: Sequence[str]) -> None:
+    """Draw columns over the column `x`, where a plot was asked for."""
     if plot_file is not None:
         series = [Series(name, tuple((row[x], row[name]) for row in rows)) for name in lines]
         _write(plot_file, line_chart(title, x, "tokens per second", series))

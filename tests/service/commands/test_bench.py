@@ -28,6 +28,16 @@ def test_serve_measures_a_server_of_its_own(tiny_packed: Path, tmp_path: Path) -
     ET.fromstring(plot.read_text())
 
 
+def test_kernels_are_timed_in_the_shapes_of_the_model(tiny_packed: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "rows.json"
+    done = bitnet("bench", "kernels", tiny_packed, "--tokens", 1, "--tokens", 3, "--json", kept)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(kept.read_text())["rows"]
+    assert [row["tokens"] for row in rows] == [1, 3] * 5
+    assert list(dict.fromkeys(row["kernel"] for row in rows)) == ["q|k|v", "output", "gate|up", "down", "head, top 40"]
+    assert all(row["us"] >= row["least us"] > 0 for row in rows)
+
+
 def test_latency_measures_a_server_that_runs(slow: Live) -> None:
     done = bitnet("bench", "latency", "--url", slow.url, "--prompt", 8, "--prompt", 16, "--generate", 4, "--repeat", 2)
     assert done.returncode == 0, done.stderr

@@ -43,6 +43,8 @@ def test_lines_are_messages_and_slashes_are_commands(live: Live, tmp_path: Path)
 
 
 def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(slow: Live) -> None:
+    # A child inherits an ignored SIGINT, which this process has when it runs in the background of a script.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*COMMAND, "chat", "--url", slow.url],
         cwd=ROOT,
@@ -52,6 +54,7 @@ def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(slow: Live) -> Non
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, before)
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write("talk\n")
