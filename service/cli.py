@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from service.commands import bench
@@ -54,7 +55,7 @@ def show_config(resolved: Resolved) -> None:
     """Print each setting, its value and where the value came from."""
     table = Table("setting", "value", "from", box=None, pad_edge=False)
     for row in resolved.table():
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console(soft_wrap=True).print(table)
 
 
@@ -66,7 +67,10 @@ def _serve_signature() -> inspect.Signature:
         return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
     parameters = [
-        parameter("model", Annotated[str | None, typer.Argument(help="checkpoint folder or hub id [default: demo]")]),
+        parameter(
+            "model",
+            Annotated[str | None, typer.Argument(help="checkpoint folder or hub id; without one the demo model")],
+        ),
         parameter("config", Annotated[Path | None, typer.Option(help="TOML file with settings, see configs/")]),
         parameter(
             "print_config",
@@ -78,7 +82,9 @@ def _serve_signature() -> inspect.Signature:
         if name == "model":
             continue
         flag = "--" + name.replace("_", "-")
-        shown = "" if field.default in (None, ()) else f" [default: {field.default}]"
+        shown = (
+            "" if field.default in (None, ()) else f" (default: {field.default})"
+        )  # brackets would be read as markup
         if field.annotation is bool:
             option: Any = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=field.description)]
         else:

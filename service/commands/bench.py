@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from service.commands.client import Endpoint, ServerError
@@ -267,7 +268,7 @@ def rounds(measure: Callable[[int, int], Row], sizes: Sequence[int], repeat: int
 def report(title: str, rows: Cells, json_file: Path | None) -> None:
     """Print the table and the machine; write both where JSON was asked for."""
     machine = {"processor": processor(), "cores": str(allowed_cores()), "date": time.strftime("%Y-%m-%d"), **versions()}
-    table = Table(*rows[0], title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(*rows[0], title=escape(title), title_justify="left", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
     console = Console(highlight=False)

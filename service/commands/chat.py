@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from service.commands.client import Endpoint, ServerError
 from service.commands.exits import EXIT_CONFIG, fail, known_errors
@@ -50,7 +51,7 @@ class Conversation:
 def chat(
     model: ModelArgument = None,
     url: Annotated[str | None, typer.Option(help="a server to talk to, instead of a model of this machine")] = None,
-    api_key: Annotated[str | None, typer.Option(help="key of that server [or BITNET_API_KEY]")] = None,
+    api_key: Annotated[str | None, typer.Option(help="key of that server (or BITNET_API_KEY)")] = None,
     message: Annotated[str | None, typer.Option("--message", "-m", help="ask this one thing and leave")] = None,
     system: Annotated[str, typer.Option(help="system prompt")] = "",
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token")] = None,
@@ -141,7 +142,9 @@ class Session:
         if self.is_terminal:
             import readline  # noqa: F401 - importing it gives input() a history and its editing keys
 
-            self.console.print(f"[bold]{model}[/] [dim]- /help for commands, Ctrl-C stops an answer, Ctrl-D leaves[/]")
+            self.console.print(
+                f"[bold]{escape(model)}[/] [dim]- /help for commands, Ctrl-C stops an answer, Ctrl-D leaves[/]"
+            )
         while True:
             try:
                 text = self._read()

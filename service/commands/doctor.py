@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from service.commands.exits import known_errors
@@ -25,7 +26,7 @@ def doctor(as_json: JsonOption = False, config: ConfigOption = None, set_: SetOp
     console = Console(highlight=False)
     table = Table("", "", box=None, show_header=False, pad_edge=False)
     for name, value in _lines(facts):
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     console.print(table)
 
 

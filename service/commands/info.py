@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from service.commands.exits import known_errors
@@ -33,7 +34,7 @@ def info(
         return
     table = Table("", "", box=None, show_header=False, pad_edge=False)
     for name, value in _lines(facts):
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     Console(highlight=False).print(table)
 
 

@@ -10,7 +10,7 @@ import typer
 from service.config import ConfigError, Settings, load_settings
 
 ModelArgument: TypeAlias = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help="checkpoint folder or hub id [default: the demo model]")
+    str | None, typer.Argument(metavar="MODEL", help="checkpoint folder or hub id; without one the demo model")
 ]
 ConfigOption: TypeAlias = Annotated[Path | None, typer.Option("--config", help="TOML file with settings, see configs/")]
 SetOption: TypeAlias = Annotated[

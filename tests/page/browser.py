@@ -182,6 +182,11 @@ class Page:
         self.send("Input.dispatchKeyEvent", type="keyDown", **common, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
 
+    def paste(self) -> None:
+        """As the key combination does it, which needs no leave to read the clipboard."""
+        self.send("Input.dispatchKeyEvent", type="keyDown", key="v", modifiers=2, commands=["paste"])
+        self.send("Input.dispatchKeyEvent", type="keyUp", key="v", modifiers=2)
+
     def click(self, selector: str) -> None:
         """A real click in the middle of an element, which must be there and in sight."""
         script = f"""(() => {{
