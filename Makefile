@@ -52,7 +52,7 @@ test:
 	@PYTHON='$(PYTHON)' MAKE='$(MAKE)' bash tests/run.sh
 
 # The web page in headless Chromium (Debian: apt-get install chromium); skipped, with the reason, where there is none.
-# BITNET_SCREENSHOTS=folder keeps pictures of it.
+# PAGE_SCREENSHOTS=folder keeps pictures of it.
 test-page: $(VENV)/.test
 	$(BIN)/python -m pytest tests/page -rs
 

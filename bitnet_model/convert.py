@@ -35,6 +35,7 @@ PACKED = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantizati
 COPIED = ("*.json", "*.jinja", "LICENSE*", "README.md")
 NOT_COPIED = frozenset({"config.json", INDEX_FILE})
 ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
+GGUF_ROPE_THETA = 10000.0  # what GGUF readers take where the file is silent
 GGUF_NORMS = ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")
 GGUF_PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 # A real model has 30 to 50 % zeros. Far from that, the codes are in another layout than the one read here, or noise.
@@ -176,6 +177,8 @@ def _config_of(path: Path, file: GgufFile) -> JsonObject:
         raise CheckpointError(
             path, [f"rope.scaling.type is {brief(key('rope.scaling.type'))}; scaled RoPE is not served"]
         )
+    if key("attention.layer_norm_rms_epsilon") is None:  # the other keys are missed when the config is read
+        raise CheckpointError(path, [f"{architecture}.attention.layer_norm_rms_epsilon is missing"])
     embedding = file.tensors.get("token_embd.weight")
     return {
         "architectures": ["BitNetForCausalLM"],
@@ -190,7 +193,7 @@ def _config_of(path: Path, file: GgufFile) -> JsonObject:
         "hidden_act": "relu2",
         "max_position_embeddings": key("context_length"),
         "rms_norm_eps": _shortest(key("attention.layer_norm_rms_epsilon")),
-        "rope_theta": _shortest(key("rope.freq_base")),
+        "rope_theta": _shortest(key("rope.freq_base") or GGUF_ROPE_THETA),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),

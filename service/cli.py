@@ -23,6 +23,7 @@ from service.commands.convert import convert
 from service.commands.doctor import doctor
 from service.commands.exits import EXIT_CONFIG, fail
 from service.commands.info import info
+from service.commands.options import ModelArgument
 from service.commands.selfcheck import selfcheck
 from service.config import ConfigError, Resolved, Settings, load_settings
 
@@ -67,10 +68,7 @@ def _serve_signature() -> inspect.Signature:
         return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
     parameters = [
-        parameter(
-            "model",
-            Annotated[str | None, typer.Argument(help="checkpoint folder or hub id; without one the demo model")],
-        ),
+        parameter("model", ModelArgument),
         parameter("config", Annotated[Path | None, typer.Option(help="TOML file with settings, see configs/")]),
         parameter(
             "print_config",
@@ -82,9 +80,8 @@ def _serve_signature() -> inspect.Signature:
         if name == "model":
             continue
         flag = "--" + name.replace("_", "-")
-        shown = (
-            "" if field.default in (None, ()) else f" (default: {field.default})"
-        )  # brackets would be read as markup
+        # In brackets it would be taken for markup, and not be seen.
+        shown = "" if field.default in (None, ()) else f" (default: {field.default})"
         if field.annotation is bool:
             option: Any = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=field.description)]
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,11 @@ from service.commands.options import ConfigOption, JsonOption, ModelArgument, Se
 from service.config import Settings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bitnet_model.config import ModelConfig
     from bitnet_model.model import Model
+    from bitnet_model.selfcheck import Finding
 
 NOT_PUBLISHED = (
     "this is not the shape of microsoft/bitnet-b1.58-2B-4T, so there are no published logits to compare with; "
@@ -34,7 +39,11 @@ def selfcheck(
 ) -> None:
     """Check MODEL on this machine: the published logits of the real 2B-4T, exactness, and a second wing."""
     with known_errors():
-        report = check(settings_of(model, config, set_))
+        from bitnet_model.selfcheck import has_published_shape
+        from service.logs import set_up_logs
+
+        set_up_logs("text", "error")
+        report = check(settings_of(model, config, set_), has_published_shape)
     passed = all(finding["passed"] for finding in report["findings"])
     if as_json:
         sys.stdout.write(json.dumps({**report, "passed": passed}, indent=2) + "\n")
@@ -44,37 +53,26 @@ def selfcheck(
         raise typer.Exit(EXIT_FAILED)
 
 
-def check(settings: Settings) -> dict[str, Any]:
-    """Load, compute, compare. Raises ConfigError, CheckpointError, BackendUnavailable."""
-    from bitnet_model.ops import load_ops
-    from bitnet_model.selfcheck import (
-        PUBLISHED_IDS,
-        check_exact,
-        check_published,
-        compare_wings,
-        has_published_shape,
-        logits_of,
-        sample_ids,
-    )
-    from service.compose import head_dtype_for, locate
-    from service.logs import set_up_logs
+def check(settings: Settings, is_published: Callable[[ModelConfig], bool]) -> dict[str, Any]:
+    """Load, compute, compare. `is_published`: whether the published logits are this model's.
 
-    set_up_logs("text", "error")
+    Raises ConfigError, CheckpointError, BackendUnavailable.
+    """
+    from bitnet_model.ops import load_ops
+    from bitnet_model.selfcheck import compare_wings, logits_of
+    from service.compose import head_dtype_for, locate
+
     folder, model_id = locate(settings)
     ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads)
-    described = ops.describe()
+    wing = ops.describe()
     try:
         model = _load(folder, ops, head_dtype_for(ops, settings))
-        findings = check_exact(model, int(described["threads"]))
-        is_published = has_published_shape(model.config)
-        if is_published:
-            findings += check_published(logits_of(model, PUBLISHED_IDS))
-        ids = sample_ids(model.config)
-        logits = logits_of(model, ids)
+        was_published = is_published(model.config)
+        findings, ids, logits = _examine(model, int(wing["threads"]), was_published)
         del model  # one wing's weights at a time
     finally:
         ops.close()
-    if described.get("isa") != "torch":
+    if wing.get("isa") != "torch":
         second = load_ops("cpu", isa="torch", threads=settings.n_threads)
         try:
             findings.append(compare_wings(logits, logits_of(_load(folder, second, second.head_dtypes[0]), ids)))
@@ -82,10 +80,21 @@ def check(settings: Settings) -> dict[str, Any]:
             second.close()
     return {
         "model": model_id,
-        "wing": described,
-        "is_published_shape": is_published,
+        "wing": wing,
+        "is_published_shape": was_published,
         "findings": [asdict(finding) for finding in findings],
     }
+
+
+def _examine(model: Model, num_threads: int, was_published: bool) -> tuple[list[Finding], tuple[int, ...], Tensor]:
+    """What one wing shows by itself, and the ids and logits to compare the second one with."""
+    from bitnet_model.selfcheck import PUBLISHED_IDS, check_exact, check_published, logits_of, sample_ids
+
+    findings = check_exact(model, num_threads)
+    if was_published:
+        findings += check_published(logits_of(model, PUBLISHED_IDS))
+    ids = sample_ids(model.config)
+    return findings, ids, logits_of(model, ids)
 
 
 def _load(folder: Path, ops: Any, head_dtype: str) -> Model:

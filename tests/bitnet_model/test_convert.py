@@ -125,6 +125,13 @@ def test_a_scale_that_bf16_cannot_hold_stays_a_float(tiny_packed: Path, tmp_path
     assert scale.item() == pytest.approx(1.2345, abs=1e-7)
 
 
+def test_a_file_that_is_silent_on_theta_means_ggufs_own_default(tiny_packed: Path, tmp_path: Path) -> None:
+    made = gguf_of(tiny_packed)
+    del made.metadata["bitnet-b1.58.rope.freq_base"]
+    out = convert_gguf(made.write(tmp_path / "model.gguf"), tiny_packed, tmp_path / "out")
+    assert ModelConfig.from_folder(out).rope_theta == 10000.0
+
+
 def with_tensor(made: Gguf, name: str, *value: object) -> None:
     made.tensors[name] = value  # type: ignore[assignment]
 
@@ -162,6 +169,7 @@ def other_type(made: Gguf) -> None:
         (lambda made: with_tensor(made, "blk.0.attn_q.weight", 0, (128, 128), bytes(65536)), ["floats", "I2_S"]),
         (lambda made: made.metadata.update({"general.architecture": (STRING, "llama")}), ["llama", "bitnet-b1.58"]),
         (lambda made: made.metadata.pop("bitnet-b1.58.block_count"), ["num_hidden_layers", "missing"]),
+        (lambda made: made.metadata.pop("bitnet-b1.58.attention.layer_norm_rms_epsilon"), ["epsilon is missing"]),
         (lambda made: setattr(made, "version", 1), ["version 1"]),
         (lambda made: made.metadata.update({"x": (ARRAY, (STRING, []))}), []),
     ],

@@ -1,7 +1,7 @@
 """The web page as a person uses it, in a real browser against a real server.
 
 Every page opened here must end without a complaint in its console and without a request to another origin. Set
-BITNET_SCREENSHOTS to a folder to keep pictures of the page's states.
+PAGE_SCREENSHOTS to a folder to keep pictures of the page's states.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def answered(page: Page, turns: int = 1) -> str:
 
 
 def shoot(page: Page, name: str) -> None:
-    if folder := os.environ.get("BITNET_SCREENSHOTS"):
+    if folder := os.environ.get("PAGE_SCREENSHOTS"):
         page.shoot(Path(folder) / f"{name}.png")
 
 

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from service.commands.selfcheck import check
 from tests.bitnet_model.gguf_files import gguf_of
+from tests.service.api.asgi import settings_of
 from tests.service.commands.run import bitnet, refused
+from tools.make_checkpoint import write_checkpoint
+
+PUBLISHED_VOCABULARY = 128256
 
 
 def test_info_says_what_a_checkpoint_holds_and_that_it_fits(tiny_packed: Path) -> None:
@@ -56,6 +61,16 @@ def test_selfcheck_on_torch_alone_has_no_second_wing_to_ask(tiny_packed: Path) -
     assert report["passed"] is True
     assert report["is_published_shape"] is False
     assert all("torch" not in finding["name"] for finding in report["findings"])
+
+
+def test_random_weights_in_the_place_of_the_published_ones_are_found_out(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "wide", "packed", "tiny", vocab=PUBLISHED_VOCABULARY)
+    report = check(settings_of(model=str(folder), cpu_isa="torch"), lambda config: True)
+    passed = {finding["name"]: finding["passed"] for finding in report["findings"]}
+    assert report["is_published_shape"] is True
+    assert passed.pop("published mean logits") is False
+    assert passed.pop("published first logits") is False
+    assert all(passed.values())
 
 
 def test_convert_packs_masters_which_then_answer_as_before(tiny_master: Path, tmp_path: Path) -> None:
