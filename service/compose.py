@@ -115,6 +115,7 @@ def load(settings: Settings) -> Loaded:
         n_threads=n_threads,
         max_running=sizes.max_running,
         kv_tokens=pool.num_tokens,
+        eos_ids=tuple(sorted(tokenizer.eos_ids)),
     )
     return Loaded(engine, tokenizer, info)
 

@@ -88,6 +88,7 @@ class Tokenizer:
             for token_id, token in added.items()
             if token.special or token_id in self.eos_ids or self._template_writes(token.content)
         }
+        self._control_spellings = {id_: token.content.encode() for id_, token in added.items()}
         self._guard = Guard(list(self._control_ids))
         self._aliased: AliasedTokenizer | None = None
         self._aliased_lock = threading.Lock()
@@ -139,6 +140,10 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to the text, perhaps part of a character; b"" for a control token or an unknown id."""
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
+
+    def spell(self, token_id: int) -> bytes:
+        """What a token is written as, control tokens included; b"" for an id without a token."""
+        return self._control_spellings.get(token_id) or self.token_bytes(token_id)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens; U+FFFD where they end inside a character."""
