@@ -172,7 +172,7 @@ def locate(settings: Settings) -> tuple[Path, str]:
 
 
 @contextmanager
-def loading_bar(model_id: str) -> Iterator[Callable[[int, int], None]]:
+def loading_bar(model_id: str, verb: str = "loading") -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, elsewhere a log line a tenth; yields what to call with (done, total) bytes."""
     if not sys.stderr.isatty():
         shown = -1
@@ -182,11 +182,11 @@ def loading_bar(model_id: str) -> Iterator[Callable[[int, int], None]]:
             tenth = 10 * done // max(total, 1)
             if tenth > shown and total > 100e6:
                 shown = tenth
-                logger.info("loading %s: %d %% of %.0f MB", model_id, 10 * tenth, total / 1e6)
+                logger.info("%s %s: %d %% of %.0f MB", verb, model_id, 10 * tenth, total / 1e6)
 
         yield log
         return
-    columns = (TextColumn("loading {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn(verb + " {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(model_id, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
