@@ -11,8 +11,9 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from service.api.errors import ApiError
 from service.api.parameters import generation_settings
 from service.api.schemas import Generation as Body
 from service.engine.async_engine import EngineInfo, Generation
@@ -33,7 +34,10 @@ def failure_of(delta: Delta) -> EngineError | None:
 
 @dataclass(slots=True)
 class Answer(ABC):
-    """One answer under construction."""
+    """One answer under construction. has_named_events: the family's clients read the type of an event on a line of its
+    own."""
+
+    has_named_events: ClassVar[bool] = False
 
     body: Body
     info: EngineInfo
@@ -47,6 +51,10 @@ class Answer(ABC):
     @abstractmethod
     def events(self, delta: Delta) -> Iterator[Event]:
         """The events of a stream for one delta, called in order; none of them for an error, which is sse.py's."""
+
+    def failure(self, error: ApiError) -> Event:
+        """The event that ends a stream before its time."""
+        return error.body
 
     @property
     def id(self) -> str:

@@ -1,8 +1,9 @@
 """Server-sent events: frames, keep-alive comments, and the one place where a streamed generation is closed.
 
-Only `data:` lines of ASCII JSON and comments, separated by one empty line: parsers in use split on `\\n\\n`, and an
-`id:` field beside a comment breaks one of them. Built on sse-starlette; its own pings (sent while data flows, too) and
-its own reaction to signals are off. Knows no shapes: an `Answer` makes the events.
+Only `data:` lines of ASCII JSON (with an `event:` line where a family's clients read it) and comments, separated by one
+empty line: parsers in use split on `\\n\\n`, and an `id:` field beside a comment breaks one of them. Built on
+sse-starlette; its own pings (sent while data flows, too) and its own reaction to signals are off. Knows no shapes: an
+`Answer` makes the events.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -28,9 +30,11 @@ DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
 
-def frame(event: Mapping[str, Any]) -> bytes:
-    """One event. ASCII, because some clients split lines at U+2028 or U+0085, which JSON leaves bare."""
-    return b"data: " + json.dumps(event, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n\n"
+def frame(event: Mapping[str, Any], *, named: bool = False) -> bytes:
+    """One event. ASCII, because some clients split lines at U+2028 or U+0085, which JSON leaves bare. `named`: some
+    clients look for its type, one of a few words of ours, on a line before the data."""
+    name = b"event: " + event["type"].encode("ascii") + b"\n" if named else b""
+    return name + b"data: " + json.dumps(event, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n\n"
 
 
 class EventStream(EventSourceResponse):
@@ -56,13 +60,14 @@ class EventStream(EventSourceResponse):
             await self._answer.generation.aclose()
 
     async def _frames(self) -> AsyncIterator[bytes]:
+        named = self._answer.has_named_events
         try:
             async for delta in self._deltas():
                 if delta is None:
                     yield PING
                     continue
                 note(self._record, delta)
-                events = b"".join(frame(event) for event in self._answer.events(delta))
+                events = b"".join(frame(event, named=named) for event in self._answer.events(delta))
                 if events:
                     yield events
                 if (failure := failure_of(delta)) is not None:
@@ -71,7 +76,7 @@ class EventStream(EventSourceResponse):
             shown = from_engine(error)
             self._record.code = shown.code
             logger.warning("stream ended early: %s", error)
-            yield frame(shown.body)
+            yield frame(self._answer.failure(shown), named=named)
         yield DONE
 
     async def _deltas(self) -> AsyncIterator[Delta | None]:
@@ -94,5 +99,7 @@ class EventStream(EventSourceResponse):
 def note(record: Record, delta: Delta) -> None:
     """Keep the record's counts up with the generation."""
     record.completion_tokens = max(record.completion_tokens, delta.num_generated)
+    if delta.num_generated and not record.first_token_s:
+        record.first_token_s = time.monotonic()
     if delta.finish is not None:
         record.finish = delta.finish.value

@@ -15,15 +15,21 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
+from service.engine.engine import Progress
 from service.engine.errors import Draining, EngineError, InvalidParameter, QueueFull
 from service.engine.generation import Generation
 from service.engine.prompt import Prompt, encode_prompt
 from service.engine.request import Delta, FinishReason, Limits, Request, SamplingParams
+from service.engine.stopwatch import Observer, Stopwatch
+from service.engine.text_tools import TextTools
 from service.engine.thread import EngineInfo, EngineThread, Loaded, State
 from service.engine.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 __all__ = ["AsyncEngine", "EngineInfo", "EngineOptions", "Generation", "Loaded", "State"]
 
@@ -39,7 +45,8 @@ class EngineOptions:
 
 
 class AsyncEngine:
-    """`on_hang` is called, in the watchdog's thread, after the engine was declared dead for a step without end."""
+    """`on_hang` is called, in the watchdog's thread, after the engine was declared dead for a step without end.
+    `observer` may be set before the first request."""
 
     def __init__(
         self,
@@ -49,6 +56,8 @@ class AsyncEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = options
+        self.observer: Observer | None = None
+        self._clock = clock
         self._on_hang = on_hang
         self._loop: asyncio.AbstractEventLoop | None = None
         self._generations: dict[str, Generation] = {}
@@ -93,6 +102,22 @@ class AsyncEngine:
             **(loaded.engine.stats() if loaded else {}),
         }
 
+    def progress(self) -> list[Progress]:
+        """How far each request in a step is, oldest first. Raises ModelLoading, EngineDead."""
+        return self._thread.require().engine.progress()
+
+    async def with_tokenizer(self, work: Callable[[TextTools], T]) -> T:
+        """What `work` makes of the model's tokenizer, on a worker thread and under a permit. Raises what it raises;
+        ModelLoading, Draining, EngineDead, QueueFull."""
+        self._bind_loop()
+        self.raise_if_unavailable()
+        self._take_permit()
+        try:
+            tokenizer = self._thread.require().tokenizer
+            return await asyncio.get_running_loop().run_in_executor(self._admission, work, tokenizer)
+        finally:
+            self._num_permits -= 1
+
     def start(self, factory: Callable[[], Loaded]) -> None:
         """Start the engine thread, which calls `factory` (it loads the model) and then serves. Once, from any thread,
         with or without an event loop."""
@@ -114,13 +139,17 @@ class AsyncEngine:
         """
         self._bind_loop()
         self.raise_if_unavailable()
+        started_s = self._clock()
         self._take_permit()
         try:
             request = await self._admit(prompt, params, limits, request_id)
         except BaseException:
             self._num_permits -= 1
             raise
-        generation = Generation(request, request_id, self._close)
+        stopwatch = None
+        if self.observer is not None:
+            stopwatch = Stopwatch(self.observer, self._clock, started_s, len(request.prompt_ids))
+        generation = Generation(request, request_id, self._close, stopwatch)
         self._generations[request.id] = generation
         self._thread.submit(request)
         return generation

@@ -11,18 +11,26 @@ from collections.abc import Callable
 from types import TracebackType
 
 from service.engine.request import Delta, FinishReason, Limits, Request, SamplingParams
+from service.engine.stopwatch import Stopwatch
 
 
 class Generation:
     """One admitted request. One task reads it; whoever opened it must `aclose` it, or use `async with`."""
 
-    def __init__(self, request: Request, request_id: str, on_close: Callable[[Generation], None]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        request_id: str,
+        on_close: Callable[[Generation], None],
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         self.request_id = request_id
         self.engine_id = request.id
         self.prompt_ids: tuple[int, ...] = request.prompt_ids
         self.params: SamplingParams = request.params
         self.limits: Limits = request.limits
         self._on_close = on_close
+        self._stopwatch = stopwatch
         self._pending: Delta | None = None
         self._arrived = asyncio.Event()
         self._is_closed = False
@@ -45,6 +53,8 @@ class Generation:
         self._pending = self._pending.then(delta) if self._pending else delta
         self.is_finished = delta.finish is not None
         self._arrived.set()
+        if self._stopwatch is not None:
+            self._stopwatch.note(delta)
 
     async def aclose(self) -> None:
         """Abort if unfinished and give the permit back; idempotent. A task waiting in `next` gets finish ABORT."""
