@@ -34,7 +34,7 @@ class Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = describe(self, API_VERSION, BODIES)
+            self.openapi_schema = describe(self, API_VERSION, BODIES, self.state.service.settings.path_prefix)
         return self.openapi_schema
 
 

@@ -83,9 +83,12 @@ def _docs(body: type[BaseModel], summary: str, answers: dict[int | str, dict[str
     }
 
 
-def describe(app: FastAPI, version: str, bodies: Sequence[type[BaseModel]]) -> dict[str, Any]:
-    """The OpenAPI document of `app`, with the bodies that its routes read themselves."""
-    document = get_openapi(title="bitnet-serve", version=version, summary=app.summary, routes=app.routes)
+def describe(app: FastAPI, version: str, bodies: Sequence[type[BaseModel]], prefix: str) -> dict[str, Any]:
+    """The OpenAPI document of `app`, with the bodies that its routes read themselves; its paths are below `prefix`."""
+    servers = [{"url": prefix or "/"}]
+    document = get_openapi(
+        title="bitnet-serve", version=version, summary=app.summary, routes=app.routes, servers=servers
+    )
     _, schemas = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
     return document

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 
 import pytest
 
-from tests.service.api.asgi import CHAT, Client, error_of
+from tests.service.api.asgi import CHAT, Client, error_of, loading_client
 from tests.service.engine.fakes import endless
 from tests.service.test_metrics import samples_of
 
@@ -105,7 +104,7 @@ def test_the_series_do_not_grow_with_what_clients_send() -> None:
 
 
 def test_metrics_answer_while_the_model_loads() -> None:
-    with Client(ready=False, before_load=lambda: time.sleep(0.2)) as client:
+    with loading_client() as client:
         assert samples_of(client.get("/metrics").text)["bitnet:engine_state", ("loading",)] == 1
         error_of(client.get("/slots"), 503, "model_loading")
         error_of(client.get("/props"), 503, "model_loading")

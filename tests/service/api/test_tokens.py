@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 
-from tests.service.api.asgi import CHAT, Client, error_of
+from tests.service.api.asgi import CHAT, Client, error_of, loading_client
 from tests.service.engine.fakes import BOS, EOS, VOCAB_SIZE
 
 
@@ -103,6 +102,6 @@ def test_more_text_than_any_context_holds_is_refused_before_it_is_cut(
 
 
 def test_there_are_no_tokens_before_there_is_a_model() -> None:
-    with Client(ready=False, before_load=lambda: time.sleep(0.2)) as client:
+    with loading_client() as client:
         error_of(client.post("/tokenize", {"content": "a"}), 503, "model_loading")
         error_of(client.get("/tokenizer_info"), 503, "model_loading")
