@@ -26,6 +26,7 @@ from service.engine.token_bytes import UnknownDecoderError, spell_vocabulary
 
 MAX_TOKENIZER_BYTES = 256 * 2**20
 MAX_CONFIG_BYTES = 16 * 2**20
+UTF8_CONTINUATION = bytes(range(0x80, 0xC0))
 # How models spell the end of a turn; where one of these is an added token, it ends a generation.
 END_OF_TURN = (
     "<|eot_id|>",
@@ -81,7 +82,7 @@ class Tokenizer:
             is_control = token.special or token_id in self.eos_ids
             self._bytes[token_id] = b"" if is_control else token.content.encode()
         longest_special = max((len(token.content) for token in added.values()), default=0)
-        self.max_token_chars = max(1, longest_special, *(_num_chars(spelling) for spelling in self._bytes))
+        self.max_token_chars = max(1, longest_special, *map(_num_chars, self._bytes))
         self._prefix = self._find_prefix(backend)
         self.bos_id = self._prefix[0] if self._prefix else None
         self._control_ids = {
@@ -257,4 +258,4 @@ def _token_text(entry: Any) -> str | None:
 
 def _num_chars(spelling: bytes) -> int:
     """Characters that begin in these bytes: those of all tokens of a text add up to the text's."""
-    return sum(byte & 0xC0 != 0x80 for byte in spelling)
+    return len(spelling.translate(None, delete=UTF8_CONTINUATION))

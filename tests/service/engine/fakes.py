@@ -193,6 +193,7 @@ def make_fake_engine(
             n_threads=made.limits.n_threads,
             max_running=made.limits.max_running,
             kv_tokens=made.pool.num_tokens,
+            eos_ids=(EOS, END),
         )
         return Loaded(made, FakeTokenizer(), info)
 
