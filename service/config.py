@@ -79,6 +79,11 @@ class Settings(BaseSettings):
     receive_timeout_s: float = Field(30.0, gt=0, description="time a client has to send its request")
     drain_timeout_s: float = Field(30.0, ge=0, description="time running requests get after SIGTERM")
     ui: bool = Field(True, description="serve the web page at /")
+    tls_certfile: str | None = Field(None, description="PEM file with the certificate chain; serves HTTPS")
+    tls_keyfile: str | None = Field(None, description="PEM file with its key, if that is a file of its own")
+    path_prefix: str = Field(
+        "", pattern=r"^(/[A-Za-z0-9._~-]+)*$", description="what every path starts with, as in /llm; none by default"
+    )
     api_key: SecretStr | None = Field(None, min_length=1, description="key that clients must send")
     cors_origins: Names = Field((), description="origins allowed by CORS, comma-separated; none = no CORS headers")
     allowed_hosts: Names = Field((), description="Host headers accepted, comma-separated; none = any")
@@ -178,7 +183,8 @@ def _problem(item: Any, origins: Mapping[str, str]) -> str:
 
 def _shown(name: str, value: object) -> str:
     if value is None:
-        return {"model": "(the demo model)", "revision": "(none)", "api_key": "(none)"}.get(name, "(decided at start)")
+        none = dict.fromkeys(("revision", "api_key", "tls_certfile", "tls_keyfile"), "(none)")
+        return {"model": "(the demo model)", **none}.get(name, "(decided at start)")
     if isinstance(value, tuple):
         return ", ".join(value) or "(none)"
     return str(value)

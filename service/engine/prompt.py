@@ -129,14 +129,14 @@ def _encode(prompt: Prompt, encoder: PromptEncoder) -> tuple[int, ...]:
         case TextPrompt(text):
             return tuple(encoder.encode_text(text))
         case TokenPrompt(token_ids):
-            _refuse_unknown_ids(token_ids, encoder.vocab_size, "prompt")
+            refuse_unknown_ids(token_ids, encoder.vocab_size, "prompt")
             return token_ids
         case MixedPrompt(parts):
             return tuple(_encode_parts(parts, encoder))
 
 
 def _encode_parts(parts: Sequence[str | int], encoder: PromptEncoder) -> Iterator[int]:
-    _refuse_unknown_ids([part for part in parts if isinstance(part, int)], encoder.vocab_size, "prompt")
+    refuse_unknown_ids([part for part in parts if isinstance(part, int)], encoder.vocab_size, "prompt")
     for place, part in enumerate(parts):
         if isinstance(part, int):
             yield part
@@ -144,7 +144,8 @@ def _encode_parts(parts: Sequence[str | int], encoder: PromptEncoder) -> Iterato
             yield from encoder.encode_text(part, begins=place == 0)
 
 
-def _refuse_unknown_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+def refuse_unknown_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Raises InvalidParameter for an id outside the vocabulary."""
     for token_id in token_ids:
         if not 0 <= token_id < vocab_size:
             raise InvalidParameter(f"token id {token_id} is outside the vocabulary of {vocab_size}", param)

@@ -18,8 +18,8 @@ from typing import Literal, TypeAlias
 
 from service.engine.engine import Engine
 from service.engine.errors import Draining, EngineDead, ModelLoading
-from service.engine.prompt import PromptEncoder
 from service.engine.request import Delta, Request
+from service.engine.text_tools import TextTools
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Loaded:
     """What a factory makes. The engine thread owns `engine`; `tokenizer` is called from admission threads."""
 
     engine: Engine
-    tokenizer: PromptEncoder
+    tokenizer: TextTools
     info: EngineInfo
 
 
