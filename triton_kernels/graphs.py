@@ -77,9 +77,17 @@ class DecodeGraphs:
         replay()
         return result[:num_rows]
 
-    def prepare(self, max_blocks: int) -> Iterator[int]:
-        """Capture every bucket for tables of up to `max_blocks`, largest first; yields how many are still to do."""
-        for left, bucket in zip(range(len(self._buckets) - 1, -1, -1), reversed(self._buckets), strict=True):
+    def buckets_for(self, max_rows: int) -> tuple[int, ...]:
+        """The buckets that steps of up to this many rows may need; rows past the largest are not run as graphs."""
+        return tuple(size for size in self._buckets if size <= self.bucket(min(max_rows, self.largest)))
+
+    def prepare(self, max_rows: int, max_blocks: int) -> Iterator[int]:
+        """Capture what steps of up to `max_rows` need for tables of up to `max_blocks`; yields how many are left.
+
+        Largest first: the smaller ones then find room in the memory pool of the larger.
+        """
+        buckets = self.buckets_for(max_rows)
+        for left, bucket in zip(range(len(buckets) - 1, -1, -1), reversed(buckets), strict=True):
             self._ready(bucket, table_width(max_blocks))
             yield left
 

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triton_kernels.chain import allow_successor, wait_for_predecessor
 from triton_kernels.device import Device
 from triton_kernels.pack import Weights
 from triton_kernels.pointwise import Quantized
@@ -70,6 +71,7 @@ def gemv_kernel(
     BLOCK_W: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     DP4A: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     t = tl.program_id(1).to(tl.int64)
     rp = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -80,20 +82,30 @@ def gemv_kernel(
     sum1 = tl.zeros([BLOCK_P, BLOCK_W], dtype=tl.int32)
     sum2 = tl.zeros([BLOCK_P, BLOCK_W], dtype=tl.int32)
     sum3 = tl.zeros([BLOCK_P, BLOCK_W], dtype=tl.int32)
+    rk = tl.arange(0, BLOCK_W)
+    # the first weights are asked for before the codes are there
+    if BLOCK_W <= WORDS:
+        w = tl.load(planes + row + rk[None, :], eviction_policy="evict_first")
+    else:
+        w = tl.load(planes + row + rk[None, :], mask=(rk < WORDS)[None, :], other=0, eviction_policy="evict_first")
+    wait_for_predecessor(PDL)
     for i in tl.static_range((WORDS + BLOCK_W - 1) // BLOCK_W):
         rk = i * BLOCK_W + tl.arange(0, BLOCK_W)
         if (i + 1) * BLOCK_W <= WORDS:
-            w = tl.load(planes + row + rk[None, :], eviction_policy="evict_first")
+            if i > 0:
+                w = tl.load(planes + row + rk[None, :], eviction_policy="evict_first")
             x = tl.load(codes + t * WORDS + same + rk[None, :], eviction_policy="evict_last")
         else:
             in_k = (rk < WORDS)[None, :]
-            w = tl.load(planes + row + rk[None, :], mask=in_k, other=0, eviction_policy="evict_first")
+            if i > 0:
+                w = tl.load(planes + row + rk[None, :], mask=in_k, other=0, eviction_policy="evict_first")
             x = tl.load(codes + t * WORDS + same + rk[None, :], mask=in_k, other=0, eviction_policy="evict_last")
         sum0 = dot4(w & 0x03030303, x, sum0, DP4A)
         sum1 = dot4(w & 0x0C0C0C0C, x, sum1, DP4A)
         sum2 = dot4(w & 0x30303030, x, sum2, DP4A)
         # 0xC0C0C0C0 as a signed literal, the only form that compiles
         sum3 = dot4(w & -0x3F3F3F40, x, sum3, DP4A)
+    allow_successor(PDL)
     scale = tl.load(token_scale + t)
     codes_total = tl.load(code_sum + t)
     inside = rp < P
@@ -112,6 +124,42 @@ def gemv_kernel(
         at = t * N + to + plane * jump
         row_factor = tl.load(row_scale + plane * P + rp, mask=inside, other=0.0)
         tl.store(out + at, rescale(total, scale, row_factor, residual, at, inside, HAS_RESIDUAL), mask=inside)
+
+
+@triton.jit
+def plane_sums(
+    planes, codes, rp, rt, first_k, K: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The masked sums [BLOCK_P, BLOCK_T] of the four planes of packed rows rp and tokens rt over K // PARTS of K."""
+    x_at = codes + rt.to(tl.int64)[None, :] * K
+    w_at = planes + rp.to(tl.int64)[:, None] * K
+    sum0 = tl.zeros([BLOCK_P, BLOCK_T], dtype=tl.int32)
+    sum1 = tl.zeros([BLOCK_P, BLOCK_T], dtype=tl.int32)
+    sum2 = tl.zeros([BLOCK_P, BLOCK_T], dtype=tl.int32)
+    sum3 = tl.zeros([BLOCK_P, BLOCK_T], dtype=tl.int32)
+    for i in range(K // PARTS // BLOCK_K):
+        rk = first_k + i * BLOCK_K + tl.arange(0, BLOCK_K)
+        w = tl.load(w_at + rk[None, :])
+        x = tl.load(x_at + rk[:, None])
+        sum0 = tl.dot(w & 0x03, x, sum0, out_dtype=tl.int32)
+        sum1 = tl.dot(w & 0x0C, x, sum1, out_dtype=tl.int32)
+        sum2 = tl.dot(w & 0x30, x, sum2, out_dtype=tl.int32)
+        sum3 = tl.dot(w & -64, x, sum3, out_dtype=tl.int32)
+    return sum0, sum1, sum2, sum3
+
+
+@triton.jit
+def plane_total(sum0, sum1, sum2, sum3, code_sum, PLANE: tl.constexpr):
+    """The integer dot products of one plane [BLOCK_T, BLOCK_P], transposed: neighbouring lanes store neighbours."""
+    if PLANE == 0:
+        return ternary_sum(tl.trans(sum0), code_sum, 0)
+    elif PLANE == 1:
+        return ternary_sum(tl.trans(sum1), code_sum, 1)
+    elif PLANE == 2:
+        return ternary_sum(tl.trans(sum2), code_sum, 2)
+    else:
+        return ternary_sum(tl.trans(sum3), code_sum, 3)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -133,26 +181,18 @@ def dot_kernel(
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
     rt = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     rp = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     part = tl.program_id(2)
     # rows past the end read the last row again and are not stored: loads need no mask
-    x_at = codes + tl.minimum(rt, T - 1).to(tl.int64)[None, :] * K
-    w_at = planes + tl.minimum(rp, P - 1).to(tl.int64)[:, None] * K
-    sum0 = tl.zeros([BLOCK_P, BLOCK_T], dtype=tl.int32)
-    sum1 = tl.zeros([BLOCK_P, BLOCK_T], dtype=tl.int32)
-    sum2 = tl.zeros([BLOCK_P, BLOCK_T], dtype=tl.int32)
-    sum3 = tl.zeros([BLOCK_P, BLOCK_T], dtype=tl.int32)
-    PER_PART: tl.constexpr = K // SPLIT_K
-    for i in range(PER_PART // BLOCK_K):
-        rk = part * PER_PART + i * BLOCK_K + tl.arange(0, BLOCK_K)
-        w = tl.load(w_at + rk[None, :])
-        x = tl.load(x_at + rk[:, None])
-        sum0 = tl.dot(w & 0x03, x, sum0, out_dtype=tl.int32)
-        sum1 = tl.dot(w & 0x0C, x, sum1, out_dtype=tl.int32)
-        sum2 = tl.dot(w & 0x30, x, sum2, out_dtype=tl.int32)
-        sum3 = tl.dot(w & -64, x, sum3, out_dtype=tl.int32)
+    sum0, sum1, sum2, sum3 = plane_sums(
+        planes, codes, tl.minimum(rp, P - 1), tl.minimum(rt, T - 1), part * (K // SPLIT_K),
+        K, SPLIT_K, BLOCK_P, BLOCK_T, BLOCK_K,
+    )  # fmt: skip
+    allow_successor(PDL)
     in_t = rt < T
     in_p = rp < P
     inside = in_t[:, None] & in_p[None, :]
@@ -166,15 +206,7 @@ def dot_kernel(
         codes_total = tl.load(code_sum + rt, mask=in_t, other=0)[:, None]
         if SPLIT_K > 1:
             codes_total = tl.where(part == 0, codes_total, 0)
-        # transposed, so that neighbouring lanes store neighbouring outputs
-        if plane == 0:
-            total = ternary_sum(tl.trans(sum0), codes_total, 0)
-        elif plane == 1:
-            total = ternary_sum(tl.trans(sum1), codes_total, 1)
-        elif plane == 2:
-            total = ternary_sum(tl.trans(sum2), codes_total, 2)
-        else:
-            total = ternary_sum(tl.trans(sum3), codes_total, 3)
+        total = plane_total(sum0, sum1, sum2, sum3, codes_total, plane)
         at = line + (to + plane * jump)[None, :]
         if SPLIT_K > 1:
             tl.atomic_add(out + base + at, total, mask=inside, sem="relaxed")
@@ -197,7 +229,10 @@ def finish_kernel(
     P: tl.constexpr,
     BLOCK_P: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
+    allow_successor(PDL)
     t = tl.program_id(1).to(tl.int64)
     rp = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = rp < P

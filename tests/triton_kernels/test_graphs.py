@@ -67,7 +67,7 @@ def test_padding_rows_write_nothing_and_attend_to_nothing() -> None:
 
 def test_a_capture_runs_on_padding_rows_only() -> None:
     captured, seen, capture = graphs()
-    assert list(captured.prepare(5)) == [2, 1, 0]
+    assert list(captured.prepare(9, 5)) == [2, 1, 0]
     assert capture.num_captures == 3
     assert capture.num_replays == 0
     assert [len(inputs.slots) for inputs in seen.inputs] == [4, 2, 1]
@@ -78,7 +78,7 @@ def test_a_capture_runs_on_padding_rows_only() -> None:
 
 def test_each_bucket_and_table_width_is_captured_once() -> None:
     captured, _, capture = graphs()
-    list(captured.prepare(40))
+    list(captured.prepare(4, 40))
     for num_rows in (1, 2, 3, 4, 3):
         captured.step(inputs_of(num_rows, 40))
         captured.step(inputs_of(num_rows, 2))
@@ -95,6 +95,15 @@ def test_buckets_cover_every_number_of_rows_and_refuse_more() -> None:
         captured.bucket(5)
     assert tuple(sorted(BUCKETS)) == BUCKETS
     assert BUCKETS[0] == 1
+
+
+def test_only_the_buckets_that_steps_may_need_are_captured() -> None:
+    captured, seen, _ = graphs()
+    assert captured.buckets_for(3) == (1, 2, 4)
+    assert captured.buckets_for(2) == (1, 2)
+    assert captured.buckets_for(99) == (1, 2, 4)
+    assert list(captured.prepare(2, 5)) == [1, 0]
+    assert [len(inputs.slots) for inputs in seen.inputs] == [2, 1]
 
 
 def test_table_widths_are_few() -> None:

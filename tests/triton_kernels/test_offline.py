@@ -16,10 +16,13 @@ from torch import Tensor
 from tests.triton_kernels.offline import Launch, Recorder, amd, cuda
 from triton_kernels.attention import QueryBlocks, paged_attention
 from triton_kernels.cache import RopeTables, new_cache, rope_write_kv
+from triton_kernels.gated import gated_linear
 from triton_kernels.head import Table, head
 from triton_kernels.linear import ternary_linear
 from triton_kernels.pack import Weights, padded
 from triton_kernels.pointwise import embed, gate_quantize, new_quantized, quantize
+from triton_kernels.rescore import exact_logits
+from triton_kernels.tuning import linear_tile
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 6912, 20, 5, 128, 128256
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
@@ -30,16 +33,24 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def linear(device: Recorder, num_tokens: int, n: int, k: int) -> None:
-    w = Weights(
+def weights(n: int, k: int) -> Weights:
+    return Weights(
         planes=meta(n // 4, padded(k), dtype=torch.int8),
         row_scale=meta(4, n // 4),
         first=meta(n // 4, dtype=torch.int32),
         step=meta(n // 4, dtype=torch.int32),
         num_inputs=k,
     )
+
+
+def linear(device: Recorder, num_tokens: int, n: int, k: int) -> None:
     residual = meta(num_tokens, n) if n == HIDDEN else None
-    ternary_linear(new_quantized(num_tokens, k, device), w, residual, device)
+    ternary_linear(new_quantized(num_tokens, k, device), weights(n, k), residual, device)
+
+
+def gate_and_up(device: Recorder, num_tokens: int) -> None:
+    tile = linear_tile(num_tokens, FFN // 2, HIDDEN, device)
+    gated_linear(new_quantized(num_tokens, HIDDEN, device), weights(2 * FFN, HIDDEN), "relu2", tile, device)
 
 
 def attention(
@@ -61,8 +72,16 @@ def rope(device: Recorder, dtype: str) -> None:
 
 
 def output(device: Recorder, dtype: torch.dtype) -> None:
-    scale = meta(VOCAB) if dtype == torch.int8 else None
-    head(meta(4, HIDDEN), meta(HIDDEN), 1e-5, Table(None, meta(VOCAB, HIDDEN, dtype=dtype), scale, HIDDEN), device)
+    rows = meta(VOCAB, HIDDEN, dtype=dtype)
+    table = (
+        Table(None, None, rows, meta(VOCAB), HIDDEN) if dtype == torch.int8 else Table(None, rows, None, None, HIDDEN)
+    )
+    head(meta(4, HIDDEN), meta(HIDDEN), 1e-5, table, device)
+
+
+def rescored(device: Recorder) -> None:
+    table = Table(None, meta(VOCAB, HIDDEN, dtype=torch.bfloat16), None, None, HIDDEN)
+    exact_logits(meta(4, HIDDEN), meta(HIDDEN), 1e-5, table, meta(4, 104, dtype=torch.int64), device)
 
 
 @dataclass(frozen=True)
@@ -119,6 +138,14 @@ CASES = {
         {"IGMMA": 16, "LDGSTS.E.BYPASS.128": 12},
         ("PRMT",),
     ),
+    "2048 tokens of gate and up, multiplied": Case(
+        lambda device: gate_and_up(device, 2048),
+        "gated_kernel",
+        248,
+        {"IMMA": 128, "LDGSTS.E.BYPASS.128": 12},
+        {"IGMMA": 16, "LDGSTS.E.BYPASS.128": 12},
+        ("PRMT",),
+    ),
     "norm and quantize": Case(
         lambda device: quantize(meta(4, HIDDEN), meta(HIDDEN), 1e-5, device),
         "quantize_kernel",
@@ -169,6 +196,13 @@ CASES = {
         {"HMMA": 32, "LDGSTS.E.BYPASS.128": 16},
         {"HGMMA": 4, "LDGSTS.E.BYPASS.128": 16},
     ),
+    "candidates of the int8 head in bf16": Case(
+        lambda device: rescored(device),
+        "rescore_kernel",
+        168,
+        {"HMMA": 32, "LDGSTS.E.BYPASS.128": 8},
+        {"HGMMA": 4, "LDGSTS.E.BYPASS.128": 8},
+    ),
     "int8 head": Case(
         lambda device: output(device, torch.int8),
         "head_kernel",
@@ -179,8 +213,8 @@ CASES = {
 }
 
 
-def launch_of(case: Case, *, wgmma: bool, dp4a: bool = True) -> Launch:
-    device = Recorder(dp4a=dp4a, wgmma=wgmma)
+def launch_of(case: Case, *, wgmma: bool, dp4a: bool = True, pdl: bool = False) -> Launch:
+    device = Recorder(dp4a=dp4a, wgmma=wgmma, pdl=pdl)
     case.run(device)
     found: Launch = next(launch for launch in device.launches if launch.name == case.kernel)  # type: ignore[attr-defined]
     return found
@@ -200,6 +234,23 @@ def test_the_machine_code_is_what_was_meant(name: str, capability: int) -> None:
     for opcode in case.never:
         # a byte permutation or two in the epilogue; decoding weights by shifts takes hundreds
         assert built.count(opcode) <= 2, f"{opcode}: {built.count(opcode)}"
+
+
+CHAINED = {CASES[name].kernel: name for name in reversed(CASES)}
+
+
+@pytest.mark.parametrize("name", CHAINED.values(), ids=CHAINED.keys())
+def test_a_chained_kernel_waits_before_it_reads_what_another_wrote(name: str) -> None:
+    built = cuda(launch_of(CASES[name], wgmma=True, pdl=True), 90)
+    opcodes = list(built.opcodes)
+    assert built.stack_bytes == 0
+    assert built.count("ACQBULK") >= 1
+    assert built.count("PREEXIT") >= 1
+    before = opcodes[: opcodes.index("ACQBULK")]
+    # only a GEMV asks for something before it waits: weights, which no kernel writes
+    loads = [opcode for opcode in before if opcode.startswith(("LDG", "ST", "RED", "ATOM"))]
+    assert set(loads) <= {"LDG.E.EF.128"}
+    assert bool(loads) == (CASES[name].kernel == "gemv_kernel")
 
 
 def test_the_linear_compiles_for_amd_matrix_cores() -> None:
