@@ -57,6 +57,8 @@ def server(model: Path | None, arguments: list[str]) -> Iterator[tuple[str, int]
     finally:
         process.terminate()
         process.wait(60)
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 async def ask(client: httpx.AsyncClient, url: str, body: dict[str, Any], began: float) -> Answer:

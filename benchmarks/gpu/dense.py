@@ -56,6 +56,14 @@ class DenseModel:
 
         return step
 
+    def prefill(self, num_tokens: int) -> Tensor:
+        """A prompt in one step: the best token after it."""
+        x = self.random(num_tokens, self.shape.linears[0][1])
+        for weights in self.layers:
+            pages = (1, self.shape.num_kv_heads, num_tokens, self.shape.head_dim)
+            x = self.layer(x, weights, self.random(*pages), self.random(*pages))
+        return functional.linear(normed(x[-1:]), self.head).argmax(-1)
+
     def layer(self, x: Tensor, weights: list[Tensor], keys: Tensor, values: Tensor) -> Tensor:
         qkv, o, gate_up, down = weights
         q = functional.linear(normed(x), qkv)[:, : self.shape.num_heads * self.shape.head_dim]
