@@ -2,7 +2,7 @@
 
 A tile takes packed rows of gate and of up alternately (by address; the stored order stays), so both numbers of one
 output meet in one program, and a tensor-core tile is as tall as that of a plain linear. The integer sums, the rescale
-and the gate are those of `linear.py` and `pointwise.py`, so the bits are too. It saves writing and reading 2 F numbers
+and the gate are those of `sums.py` and `pointwise.py`, so the bits are too. It saves writing and reading 2 F numbers
 a token and pays where that is what a step waits for: whether it is used is a row of the tuning table, and without a row
 it is not.
 """
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from triton_kernels.chain import allow_successor, wait_for_predecessor
 from triton_kernels.device import Device
-from triton_kernels.linear import plane_sums, plane_total
 from triton_kernels.pack import Weights
 from triton_kernels.pointwise import Quantized, check_act, gated
+from triton_kernels.sums import plane_sums, plane_total
 from triton_kernels.tuning import LinearTile
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from triton_kernels.attention import QueryBlocks
+from triton_kernels.best import NO_ID
 from triton_kernels.cache import Cache
 from triton_kernels.graphs import NO_SLOT, Capture, DecodeGraphs, DecodeInputs
 from triton_kernels.tuning import PREFILL_BUCKETS
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 TOKENS_TO_WARM = (16, 32, 64, *PREFILL_BUCKETS)
 """Steps that are not captured come in these sizes, each with kernels of its own."""
-ROWS_TO_WARM = (1, 32, 64)
-"""The head comes in these."""
+TOKENS_TO_RANK = ((1, 0), (104, 64))
+"""(k, extra ids) of the head: greedy, and the default sampling with a penalty window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +65,15 @@ class Step:
         Everything else would be compiled while a request waits for it.
         """
         graphs = self.graphs(held)
-        num_graphs = 0 if graphs is None else len(graphs.buckets_for(max_rows))
+        buckets = (1, 32, 64) if graphs is None else graphs.buckets_for(max_rows)
         sizes = [size for size in TOKENS_TO_WARM if size <= max(max_tokens, TOKENS_TO_WARM[0])]
-        total = num_graphs + len(sizes) + len(ROWS_TO_WARM)
-        done = 0
-        for size in sizes:
+        heads = [(num_rows, *kind) for num_rows in reversed(buckets) for kind in TOKENS_TO_RANK]
+        total = len(sizes) + len(heads) + (0 if graphs is None else len(buckets))
+        for done, size in enumerate(sizes, 1):
             self.run_idle(size, held)
-            done += 1
             yield done, total
-        for num_rows in ROWS_TO_WARM:
-            self.run_head(num_rows)
-            done += 1
+        for done, kind in enumerate(heads, len(sizes) + 1):
+            self.run_head(*kind)
             yield done, total
         if graphs is not None:
             for left in graphs.prepare(max_rows, max_blocks):
@@ -89,11 +88,11 @@ class Step:
         rows = self._wing.rows(tables, lengths, starts, plan.num_heads, held)
         return self.layers(zeros, zeros, torch.full_like(zeros, NO_SLOT), rows, held)
 
-    def run_head(self, num_rows: int) -> None:
-        plan, device = self._plan, self._wing.device
-        x = torch.zeros(num_rows, plan.hidden_size, device=device)
-        extra_ids = torch.zeros(num_rows, 0, dtype=torch.int64, device=device)
-        self._wing.head_topk(x, plan.head_gain, plan.eps, plan.head, 1, extra_ids)
+    def run_head(self, num_rows: int, k: int, num_extra: int) -> None:
+        plan = self._plan
+        x = torch.zeros(num_rows, plan.hidden_size, device=self._wing.device)
+        extra_ids = torch.full((num_rows, num_extra), NO_ID, dtype=torch.int64)
+        self._wing.head_topk(x, plan.head_gain, plan.eps, plan.head, k, extra_ids)
 
     def graphs(self, held: Cache) -> DecodeGraphs | None:
         """The captured decode steps of this cache, or None where nothing is captured. A new cache starts anew."""

@@ -1,7 +1,8 @@
 """The verbs of the seam on a GPU. What each does is documented at the seam; here is only how this wing does it.
 
 Handles live on the device. A batch's tensors may come from the host and are moved: by every verb, or once a step when
-the whole step runs in one call (`compile`). Results are on the device.
+the whole step runs in one call (`compile`). Results are on the device, except the best tokens (`head_topk`): those are
+what the host chooses from, and come in one copy.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from triton_kernels import cache, gated, head, linear, pack, pointwise, rescore
 from triton_kernels.attention import paged_attention, query_blocks
+from triton_kernels.best import BestTokens
 from triton_kernels.cache import Cache, RopeTables
 from triton_kernels.device import Device
 from triton_kernels.graphs import Capture
@@ -38,6 +40,7 @@ class TritonWing:
         self._capture = capture
         self._sums = device.zeros(0, dtype=torch.int32)
         self._gains = WeakIdKeyDictionary()
+        self._best: dict[tuple[int, int, float], tuple[Table, Tensor, BestTokens]] = {}
 
     def pack(self, segments: Sequence[tuple[Tensor, Tensor]]) -> Weights:
         weights = pack.pack(segments, self._device.torch_device)
@@ -107,10 +110,21 @@ class TritonWing:
     def head_topk(
         self, x: Tensor, gain: Tensor, eps: float, table: Table, k: int, extra_ids: Tensor
     ) -> tuple[Tensor, Tensor]:
-        extra = self.here(extra_ids)
-        if table.is_rescored:
-            return rescore.rescored_top(self.here(x), self._gain(gain), eps, table, k, extra, self._device)
-        return head.top(self.head(x, gain, eps, table), k, extra)
+        return self._best_of(table, gain, eps)(self.here(x), k, extra_ids)
+
+    def _best_of(self, table: Table, gain: Tensor, eps: float) -> BestTokens:
+        """What ranks tokens by this head; it and its captures live as long as the wing, as tables do."""
+        key = (id(table), id(gain), eps)
+        if key not in self._best:
+
+            def rank(x: Tensor, k: int, extra: Tensor) -> tuple[Tensor, Tensor]:
+                if table.is_rescored:
+                    return rescore.rescored_top(x, self._gain(gain), eps, table, k, extra, self._device)
+                return head.top(self.head(x, gain, eps, table), k, extra)
+
+            capture = None if self._capture is None else self._capture()
+            self._best[key] = (table, gain, BestTokens(rank, capture, self.device))
+        return self._best[key][2]
 
     def compile(self, plan: Any) -> Callable[[Any, Cache], Tensor]:
         return Step(self, plan, None if self._capture is None else self._capture())

@@ -7,13 +7,13 @@ compiler may need a new number, and a change that costs registers has to say so 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.triton_kernels.offline import Launch, Recorder, amd, cuda
+from tests.triton_kernels.offline import Built, Launch, Recorder, amd, cuda
 from triton_kernels.attention import QueryBlocks, paged_attention
 from triton_kernels.cache import RopeTables, new_cache, rope_write_kv
 from triton_kernels.gated import gated_linear
@@ -224,16 +224,37 @@ def launch_of(case: Case, *, wgmma: bool, dp4a: bool = True, pdl: bool = False) 
 @pytest.mark.parametrize("name", CASES)
 def test_the_machine_code_is_what_was_meant(name: str, capability: int) -> None:
     case = CASES[name]
-    built = cuda(launch_of(case, wgmma=capability == 90), capability)
+    check(case, cuda(launch_of(case, wgmma=capability == 90), capability), capability)
+
+
+def check(case: Case, built: Built, capability: int) -> None:
     assert built.stack_bytes == 0, f"{built.stack_bytes} bytes of registers spilled"
     assert built.count("STL") == built.count("LDL") == 0
-    assert built.registers <= case.registers
+    assert built.registers <= case.registers, f"{built.registers} registers"
     assert built.shared_bytes <= SHARED_LIMIT[capability]
     for opcode, least in (case.sm_80 if capability == 80 else case.sm_90).items():
         assert built.count(opcode) >= least, f"{opcode}: {built.count(opcode)}"
     for opcode in case.never:
         # a byte permutation or two in the epilogue; decoding weights by shifts takes hundreds
         assert built.count(opcode) <= 2, f"{opcode}: {built.count(opcode)}"
+
+
+FAULTS = {
+    "a tile that spills": ("2048 tokens of gate and up", {"BLOCK_T": 128}, 90, "registers spilled"),
+    "a tile too flat for warp groups": ("2048 tokens of gate and up", {"BLOCK_P": 32}, 90, "IGMMA: 0"),
+    "words too few for 16-byte loads": ("GEMV of qkv", {"BLOCK_W": 32}, 80, "LDG.E.EF.128: 0"),
+    "no dp4a": ("GEMV of qkv", {"DP4A": False}, 80, "IDP: 0"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_check_of_the_machine_code_finds(name: str) -> None:
+    case_name, changes, capability, said = FAULTS[name]
+    case = CASES[case_name]
+    launch = launch_of(case, wgmma=capability == 90)
+    broken = replace(launch, arguments={**launch.arguments, **changes})
+    with pytest.raises(AssertionError, match=said):
+        check(replace(case, registers=255), cuda(broken, capability), capability)
 
 
 CHAINED = {CASES[name].kernel: name for name in reversed(CASES)}
@@ -253,6 +274,14 @@ def test_a_chained_kernel_waits_before_it_reads_what_another_wrote(name: str) ->
     assert bool(loads) == (CASES[name].kernel == "gemv_kernel")
 
 
-def test_the_linear_compiles_for_amd_matrix_cores() -> None:
-    case = CASES["16 tokens of qkv"]
-    assert "v_mfma_i32_16x16x" in amd(launch_of(case, wgmma=False, dp4a=False), "gfx942")
+@pytest.mark.parametrize(
+    ("name", "product"),
+    [
+        ("16 tokens of qkv", "v_mfma_i32_16x16x"),
+        ("2048 tokens of gate and up, multiplied", "v_mfma_i32_"),
+        ("attention", "v_mfma_f32_"),
+        ("int8 head", "v_mfma_i32_"),
+    ],
+)
+def test_matrix_products_compile_for_amd_matrix_cores(name: str, product: str) -> None:
+    assert product in amd(launch_of(CASES[name], wgmma=False, dp4a=False), "gfx942")

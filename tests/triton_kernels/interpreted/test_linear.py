@@ -10,7 +10,8 @@ from torch import Tensor
 from tests import oracle
 from triton_kernels.device import open_device
 from triton_kernels.gated import gated_linear
-from triton_kernels.linear import gemv, matmul, ternary_linear
+from triton_kernels.gemv import gemv
+from triton_kernels.linear import matmul, ternary_linear
 from triton_kernels.pack import K_ALIGN, Weights, pack, padded
 from triton_kernels.pointwise import Quantized, gate_quantize, quantize
 from triton_kernels.tuning import LinearTile

@@ -52,18 +52,18 @@ RESCORED = ("test_head", "test_rescored_candidates_have_the_ids_and_bits_of_the_
 
 FAULTS = {
     # masks
-    "plane 1 also takes plane 0": Fault("linear.py", "w & 0x0C, x", "w & 0x0F, x", SEGMENTS),
-    "plane 3 without its sign": Fault("linear.py", "w & -64, x", "w & 0x40, x", SEGMENTS),
-    "plane 2 of a word lacks a bit": Fault("linear.py", "w & 0x30303030", "w & 0x30303010", FORMS),
+    "plane 1 also takes plane 0": Fault("sums.py", "w & 0x0C, x", "w & 0x0F, x", SEGMENTS),
+    "plane 3 without its sign": Fault("sums.py", "w & -64, x", "w & 0x40, x", SEGMENTS),
+    "plane 2 of a word lacks a bit": Fault("gemv.py", "w & 0x30303030", "w & 0x30303010", FORMS),
     "a query does not see itself": Fault("splits.py", "<= position[:, None]", "< position[:, None]", ROWS),
     "a query sees the future": Fault("splits.py", "n[None, :] <= position", "n[None, :] <= 1 + position", ROWS),
     "a slot past the end is read": Fault("splits.py", "here = n < end", "here = n <= end", POISON),
     "a negative slot is written": Fault("cache.py", "if slot >= 0:", "if slot >= -1:", ROPE),
     "ids of another row are scored": Fault("rescore.py", "tl.load(ids + t * C + rc", "tl.load(ids + rc", RESCORED),
     # scales
-    "a token's scale is forgotten": Fault("linear.py", "(token_scale * row_scale)", "(row_scale * 1.0)", SEGMENTS),
+    "a token's scale is forgotten": Fault("sums.py", "(token_scale * row_scale)", "(row_scale * 1.0)", SEGMENTS),
     "the scale of plane 0 for all": Fault("linear.py", "row_scale + plane * P + rp", "row_scale + rp", SEGMENTS),
-    "the code sum stays in": Fault("linear.py", "(2 * PLANE)) - code_sum", "(2 * PLANE))", SEGMENTS),
+    "the code sum stays in": Fault("sums.py", "(2 * PLANE)) - code_sum", "(2 * PLANE))", SEGMENTS),
     "a code sum of one too much": Fault("pointwise.py", "tl.sum(code.to(tl.int32), axis=0)", "1", PLAIN),
     "scales by 128": Fault(
         "pointwise.py", "scale + t, tl.math.div_rn(largest, 127.0)", "scale + t, largest / 128", PLAIN
@@ -77,9 +77,9 @@ FAULTS = {
         "head.py", "logits *= token * tl.load", "logits *= token + 0 * tl.load", INT8_HEAD
     ),
     # tiles
-    "the last tile of K is left out": Fault("linear.py", "K // PARTS // BLOCK_K", "K // PARTS // BLOCK_K - 1", FORMS),
+    "the last tile of K is left out": Fault("sums.py", "K // PARTS // BLOCK_K", "K // PARTS // BLOCK_K - 1", FORMS),
     "parts of K overlap": Fault("linear.py", "part * (K // SPLIT_K)", "part * 32", FORMS),
-    "the last words are left out": Fault("linear.py", "(WORDS + BLOCK_W - 1) // BLOCK_W", "(WORDS // BLOCK_W)", FORMS),
+    "the last words are left out": Fault("gemv.py", "(WORDS + BLOCK_W - 1) // BLOCK_W", "(WORDS // BLOCK_W)", FORMS),
     "gate and up change places": Fault("gated.py", "(i % 2) * Q", "(1 - i % 2) * Q", GATED),
     "the last split is left out": Fault("attention.py", "(end + SPLIT - 1) // SPLIT, tl", "end // SPLIT, tl", ROWS),
     "splits are not put in one scale": Fault("splits.py", "keep = tl.exp2(most - origin)", "keep = 1.0", SPLITS),
