@@ -56,7 +56,7 @@ def query_rows(
     return line, there, position, row, before + tl.minimum(first + TOKENS, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_blocks", "max_splits"])  # they grow with the longest row
 def attention_kernel(
     out,  # f32 [T, HQ * D]; not written when PARTIAL
     part_most,  # f32 [T, HQ, max_splits]; the three are written when PARTIAL
@@ -119,7 +119,7 @@ def attention_kernel(
         tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_splits"])
 def merge_kernel(
     out,  # f32 [T, HQ * D]
     part_most,  # f32 [T, HQ, max_splits]

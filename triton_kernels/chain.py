@@ -1,9 +1,9 @@
 """Programmatic dependent launch: a kernel may start while its predecessor still runs, and waits where it must.
 
 Only NVIDIA GPUs of compute capability 9.0 and newer have it, and only a `Device` with `pdl` uses it. Every kernel of
-this wing waits before it touches anything that an earlier kernel wrote or may still read; since all of them do, one
-kernel's wait covers all before its predecessor too. What no kernel ever writes (weights) may be read before. Source:
-NVIDIA's PTX manual, griddepcontrol; that a chain must wait without a gap is the lesson of others' races.
+this wing waits before it touches anything that an earlier kernel wrote or may still read. All of them must: a kernel
+waits for its predecessor alone, and what ran before that is done only because the predecessor waited too. What no
+kernel ever writes (weights) may be read before. Source: NVIDIA's PTX manual, griddepcontrol.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 

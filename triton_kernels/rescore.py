@@ -20,7 +20,7 @@ from triton_kernels.head import BF16_TILE, Table, head_warps, int8_logits, logit
 MARGIN = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C"])
 def rescore_kernel(
     out,  # f32 [T, C]
     x,  # bf16 [T, K]

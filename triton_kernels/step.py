@@ -126,10 +126,18 @@ class DecodeRun:
     def __init__(self, step: Step, held: Cache) -> None:
         self._step = step
         self._held = held
+        self._fixed: dict[int, tuple[Tensor, QueryBlocks]] = {}
 
     def __call__(self, inputs: DecodeInputs) -> Tensor:
-        count, device = inputs.lengths.shape[0], inputs.lengths.device
-        starts = torch.arange(count + 1, dtype=torch.int32, device=device)
-        blocks = QueryBlocks(starts[:count], torch.zeros(count, dtype=torch.int32, device=device))
+        starts, blocks = self._of_rows(inputs.lengths)
         rows = Rows(inputs.block_tables, inputs.lengths, starts, blocks)
         return self._step.layers(inputs.token_ids, inputs.positions, inputs.slots, rows, self._held)
+
+    def _of_rows(self, lengths: Tensor) -> tuple[Tensor, QueryBlocks]:
+        """The same in every step of so many rows: made once, so that no captured step makes them."""
+        count, device = lengths.shape[0], lengths.device
+        if count not in self._fixed:
+            starts = torch.arange(count + 1, dtype=torch.int32, device=device)
+            zeros = torch.zeros(count, dtype=torch.int32, device=device)
+            self._fixed[count] = starts, QueryBlocks(starts[:count], zeros)
+        return self._fixed[count]

@@ -22,7 +22,7 @@ def torch_graphs(options: Options) -> Iterator[Figure]:
     for num_rows in options.batches:
         taken = bench.seconds(bench.captured(model.decoder(num_rows, options.context)))
         yield figure(bench, shape, model.num_bytes, num_rows, taken)
-    taken = bench.seconds(bench.captured(partial(model.prefill, options.prompt)))
+    taken = bench.seconds(bench.captured(model.prefill(options.prompt)))
     yield Figure(f"prompt of {options.prompt} tokens", taken * 1e3, "ms")
 
 

@@ -38,7 +38,7 @@ class Options:
     def on_gpu(self) -> bool:
         return self.device == "cuda"
 
-    def load(self, *, head_dtype: str = "bf16", pdl: bool = False) -> Model:
+    def load(self, *, head_dtype: str = "bf16", pdl: bool | None = None) -> Model:
         return load_model(self.folder, triton_kernels.load(self.device, pdl=pdl), head_dtype=head_dtype)
 
 

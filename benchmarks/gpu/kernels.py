@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 import triton_kernels
 from benchmarks.gpu.bench import BLOCK_TOKENS, Bench, Figure, Options, decode_batch, kv_bytes, open_bench
-from bitnet_model.model import Model
 from bitnet_model.ops import Ops
+from triton_kernels.wing import TritonWing
 
 CHAIN = 150
 """About the kernels of a step."""
@@ -58,21 +58,23 @@ def all_layers(ops: Ops, q: Any, handles: list[Any]) -> Tensor:
 def attention(options: Options) -> Iterator[Figure]:
     """Paged decode attention alone, over all layers' caches."""
     bench, model = open_bench(options), options.load()
-    plan = model.plan
+    plan, wing = model.plan, cast(TritonWing, model.ops)
     for dtype in ("bf16", "int8"):
         for num_rows in options.batches:
             batch, blocks = decode_batch(num_rows, options.context, model.config.vocab_size)
             cache = model.new_cache(blocks, BLOCK_TOKENS, dtype)  # type: ignore[arg-type]
             q = torch.randn(num_rows, plan.num_heads, plan.head_dim, device=bench.device)
-            placed = (batch.block_tables.to(bench.device), batch.lengths.to(bench.device), batch.starts)
-            taken = bench.seconds(partial(attend_all, model, q, cache, placed)) / len(plan.layers)
+            rows = wing.rows(batch.block_tables, batch.lengths, batch.starts, plan.num_heads, cache)
+            work = bench.captured(partial(attend_all, wing, q, cache, rows, len(plan.layers)))
+            taken = bench.seconds(work) / len(plan.layers)
             bound = num_rows * kv_bytes(plan, options.context, dtype) / bench.bytes_per_s
             yield Figure(f"{dtype} cache, batch {num_rows}", taken * 1e6, "us", bound * 1e6)
 
 
-def attend_all(model: Model, q: Tensor, cache: Any, rows: tuple[Tensor, Tensor, Tensor]) -> None:
-    for layer in range(len(model.plan.layers)):
-        model.ops.paged_attention(q, cache, layer, *rows)
+def attend_all(wing: Any, q: Tensor, cache: Any, rows: Any, num_layers: int) -> Tensor:
+    for layer in range(num_layers):
+        out: Tensor = wing.attend(q, cache, layer, rows)
+    return out
 
 
 def heads(options: Options) -> Iterator[Figure]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -31,18 +33,18 @@ class Section:
 
 # In order of what must be known first: right before fast, the whole before its parts. 580 s in all at the limits.
 SECTIONS = {
-    "checks": Section("Is it right on this device?", 75, checks.checks),
+    "checks": Section("Is it right on this device?", 70, checks.checks),
     "limits": Section("What the card reaches by torch's own kernels", 15, checks.limits),
     "steps": Section("Whole decode steps, and one prompt in one step", 90, steps.steps),
-    "server": Section("The server over loopback", 100, server.server),
+    "server": Section("The server over loopback", 130, server.server),
     "torch": Section(
         "Baseline: dense bf16 of the same shape in plain torch, one graph a step", 35, baselines.torch_graphs
     ),
     "logits": Section("Logits against float64, beside those of transformers", 60, logits.logits),
     "transformers": Section("Baseline: dense bf16 of the same shape in transformers", 50, baselines.transformers_eager),
-    "variants": Section("Decode steps with other heads and overlapping launches", 60, steps.variants),
-    "linears": Section("Ternary linears, all layers' weights in turn", 40, kernels.linears),
-    "attention": Section("Paged decode attention, launched one by one", 25, kernels.attention),
+    "variants": Section("Decode steps with other heads and overlapping launches", 45, steps.variants),
+    "linears": Section("Ternary linears, all layers' weights in turn", 35, kernels.linears),
+    "attention": Section("Paged decode attention, all layers' caches in turn", 25, kernels.attention),
     "heads": Section("Final norm, head and best tokens, launched one by one", 25, kernels.heads),
     "launches": Section("One small kernel in a captured chain", 5, kernels.launches),
 }
@@ -79,13 +81,19 @@ def in_its_own_process(
     began = time.monotonic()
     child = command or (sys.executable, "-m", "benchmarks.gpu.sections", name, written(options))
     process = subprocess.Popen(
-        child, cwd=ROOT, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        child,
+        cwd=ROOT,
+        env=dict(environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that a server it started ends with it
     )
     try:
         said, errors = process.communicate(timeout=limit_s)
         failure = "" if process.returncode == 0 else last_line(errors) or f"exit status {process.returncode}"
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         said, errors = process.communicate()
         failure = f"stopped at its limit of {limit_s:.0f} s"
     rows = [json.loads(line) for line in said.splitlines() if line.startswith('{"case"')]

@@ -22,7 +22,7 @@ def server(options: Options) -> Iterator[Figure]:
     config = json.loads((options.folder / "config.json").read_text())
     generation = json.loads((options.folder / "generation_config.json").read_text())
     ends = sorted({end for source in (config, generation) for end in listed(source.get("eos_token_id"))})
-    lengths = Namespace(prompt=PROMPT, generate=GENERATE) if options.on_gpu else Namespace(prompt=8, generate=4)
+    lengths = Namespace(prompt=PROMPT, generate=GENERATE) if options.on_gpu else Namespace(prompt=8, generate=16)
     vocab = min(config["vocab_size"], *ends)
     backend = "triton" if options.on_gpu else "cpu"
     most = max(options.streams)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -45,6 +46,15 @@ def test_a_section_that_hangs_is_stopped_at_its_limit() -> None:
     assert found.failure == "stopped at its limit of 2 s"
 
 
+def test_what_a_stopped_section_had_started_is_stopped_with_it(tmp_path: Path) -> None:
+    left = tmp_path / "still_here"
+    grandchild = f"import time; time.sleep(5); open({str(left)!r}, 'w')"
+    found = outcome(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])", limit_s=2)
+    assert found.failure.startswith("stopped")
+    time.sleep(4)
+    assert not left.exists()
+
+
 def test_the_limits_of_all_sections_together_are_below_ten_minutes() -> None:
     assert sum(section.limit_s for section in SECTIONS.values()) <= gpu_suite.LIMIT_S < 600
 
@@ -52,6 +62,13 @@ def test_the_limits_of_all_sections_together_are_below_ten_minutes() -> None:
 def test_a_section_gets_no_process_when_no_time_is_left() -> None:
     found = gpu_suite.within("steps", OPTIONS, time.monotonic(), {})
     assert (found.failure, found.rows) == ("no time left", [])
+
+
+def test_a_section_measures_in_a_process_of_its_own() -> None:
+    found = in_its_own_process("limits", OPTIONS, os.environ, 100)
+    assert found.failure == ""
+    assert [row["case"] for row in found.rows] == ["copy", "int8 products", "bf16 products"]
+    assert all(row["value"] > 0 for row in found.rows)
 
 
 def test_the_child_gets_the_same_options() -> None:
