@@ -38,8 +38,8 @@ class BestTokens:
 
     def __call__(self, x: Tensor, k: int, extra_ids: Tensor) -> tuple[Tensor, Tensor]:
         """The result of `rank`, on the host."""
-        (num_rows, num_extra), few = extra_ids.shape, self._capture is not None and len(x) <= self._buckets[-1]
-        if not few or num_rows == 0:
+        num_rows, num_extra = extra_ids.shape
+        if self._capture is None or not 0 < num_rows <= self._buckets[-1]:
             return apart(together(*self._rank(x, k, extra_ids.to(self._device))).cpu())
         most, room = rounded(k), rounded(num_extra)
         hidden, extra, result, replay = self._ready((bucket_of(num_rows, self._buckets), most, room), x.shape[1])

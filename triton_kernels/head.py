@@ -1,9 +1,9 @@
-"""The output head: final norm, logits, and the largest of them.
+"""The output head: final norm and logits.
 
 Two forms of the [V, H] table. bf16: tensor-core products in fp32, with one tile shape for every number of rows, so that
 a row's logits do not depend on its company. int8: a scale per vocabulary row and quantized activations, whose integer
 sums do not depend on anything. With both (int8-rescore) int8 finds the candidates and `rescore.py` gives them the bits
-of the bf16 form. Ties among logits go to the lower id.
+of the bf16 form.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
@@ -232,28 +232,3 @@ def normed_bf16(x: Tensor, gain: Tensor, eps: float, stride: int, device: Device
         num_warps=row_warps(block),
     )
     return out
-
-
-def top(logits: Tensor, k: int, extra_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The k largest of each row by (logit descending, id ascending), then `extra_ids` int64 [R, E] (-1 = none).
-
-    Returns (ids int64, logits f32), both [R, min(k, V) + E]. NaN counts as the largest, so that it is seen.
-    """
-    vocab = logits.shape[1]
-    key = sort_key(logits, torch.arange(vocab, dtype=torch.int64, device=logits.device), vocab)
-    best = torch.topk(key, min(k, vocab), dim=1, sorted=True).values
-    found = torch.cat([vocab - 1 - (best & 0xFFFFFFFF), extra_ids], dim=1)
-    picked = logits.gather(1, found.clamp(min=0))
-    return found, picked.masked_fill(found < 0, -torch.inf)
-
-
-def sort_key(logits: Tensor, ids: Tensor, vocab: int) -> Tensor:
-    """One integer per logit that sorts like (logit, -id).
-
-    The bits of a float, with the negative ones turned around, above the id counted from the end. Adding 0.0 turns -0.0
-    into 0.0, which is its equal.
-    """
-    bits = (logits + 0.0).view(torch.int32)
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    ordered = torch.where(logits.isnan(), 0x7FFFFFFF, ordered)
-    return (ordered.to(torch.int64) << 32) | (vocab - 1 - ids)

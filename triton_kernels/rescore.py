@@ -15,7 +15,8 @@ from torch import Tensor
 
 from triton_kernels.chain import allow_successor, wait_for_predecessor
 from triton_kernels.device import Device
-from triton_kernels.head import BF16_TILE, Table, head_warps, int8_logits, logit_tile, normed_bf16, sort_key, top
+from triton_kernels.head import BF16_TILE, Table, head_warps, int8_logits, logit_tile, normed_bf16
+from triton_kernels.ranking import sort_keys, top
 
 MARGIN = 64
 
@@ -49,15 +50,14 @@ def rescore_kernel(
 def rescored_top(
     x: Tensor, gain: Tensor, eps: float, table: Table, k: int, extra_ids: Tensor, device: Device
 ) -> tuple[Tensor, Tensor]:
-    """What `head.top` says of the bf16 logits of f32 [R, H]: (ids, logits), both [R, min(k, V) + E]."""
+    """What `ranking.top` says of the bf16 logits of f32 [R, H]: (ids, logits), both [R, min(k, V) + E]."""
     rough = int8_logits(x, gain, eps, table, device)
     vocab = rough.shape[1]
-    ids, _ = top(rough, k + MARGIN, extra_ids)
+    ids, _ = top(rough, k + MARGIN, extra_ids, device)
     logits = exact_logits(x, gain, eps, table, ids, device)
     num_extra = extra_ids.shape[1]
     num_found = ids.shape[1] - num_extra
-    key = sort_key(logits[:, :num_found], ids[:, :num_found], vocab)
-    best = torch.topk(key, min(k, vocab), dim=1, sorted=True).indices
+    best = torch.topk(sort_keys(logits, ids, num_found, vocab, device), min(k, vocab), dim=1, sorted=True).indices
     order = torch.cat([best, torch.arange(num_found, ids.shape[1], device=ids.device).expand(len(ids), -1)], dim=1)
     ids = ids.gather(1, order)
     return ids, logits.gather(1, order).masked_fill(ids < 0, -torch.inf)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from triton_kernels import cache, gated, head, linear, pack, pointwise, rescore
+from triton_kernels import cache, gated, head, linear, pack, pointwise, ranking, rescore
 from triton_kernels.attention import paged_attention, query_blocks
 from triton_kernels.best import BestTokens
 from triton_kernels.cache import Cache, RopeTables
@@ -120,7 +120,7 @@ class TritonWing:
             def rank(x: Tensor, k: int, extra: Tensor) -> tuple[Tensor, Tensor]:
                 if table.is_rescored:
                     return rescore.rescored_top(x, self._gain(gain), eps, table, k, extra, self._device)
-                return head.top(self.head(x, gain, eps, table), k, extra)
+                return ranking.top(self.head(x, gain, eps, table), k, extra, self._device)
 
             capture = None if self._capture is None else self._capture()
             self._best[key] = (table, gain, BestTokens(rank, capture, self.device))
@@ -132,7 +132,8 @@ class TritonWing:
     def warm_up(
         self, step: Any, cache_: Cache, max_rows: int, max_blocks: int, max_tokens: int
     ) -> Iterator[tuple[int, int]]:
-        yield from step.warm_up(cache_, max_rows, max_blocks, max_tokens)
+        if step is not None:
+            yield from step.warm_up(cache_, max_rows, max_blocks, max_tokens)
 
     def set_threads(self, n: int) -> None:
         """The host's threads have no part in a step on this device."""

@@ -21,6 +21,7 @@ from triton_kernels.head import Table, head
 from triton_kernels.linear import ternary_linear
 from triton_kernels.pack import Weights, padded
 from triton_kernels.pointwise import embed, gate_quantize, new_quantized, quantize
+from triton_kernels.ranking import sort_keys
 from triton_kernels.rescore import exact_logits
 from triton_kernels.tuning import linear_tile
 
@@ -220,6 +221,14 @@ CASES = {
         72,
         {"HMMA": 32, "LDGSTS.E.BYPASS.128": 8},
         {"HGMMA": 4, "LDGSTS.E.BYPASS.128": 8},
+    ),
+    "logits and ids as one number": Case(
+        lambda device: sort_keys(meta(4, VOCAB), None, VOCAB, VOCAB, device),
+        "key_kernel",
+        40,
+        4,
+        {"LDG.E.128": 2, "STG.E.128": 4},
+        {"LDG.E.128": 2, "STG.E.128": 4},
     ),
     "int8 head": Case(
         lambda device: output(device, torch.int8),

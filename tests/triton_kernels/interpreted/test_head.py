@@ -7,7 +7,8 @@ from torch import Tensor
 
 from tests import oracle
 from triton_kernels.device import open_device
-from triton_kernels.head import head, int8_rows, pack_table, top
+from triton_kernels.head import head, int8_rows, pack_table
+from triton_kernels.ranking import top
 from triton_kernels.rescore import rescored_top
 
 CPU = open_device(torch.device("cpu"))
@@ -68,7 +69,7 @@ def test_rescored_candidates_have_the_ids_and_bits_of_the_bf16_head() -> None:
     assert torch.equal(head(x, gain, 1e-5, both, CPU), logits)
     for k in (1, 40, 400):
         ids, values = rescored_top(x, gain, 1e-5, both, k, extra, CPU)
-        wanted_ids, wanted = top(logits, k, extra)
+        wanted_ids, wanted = top(logits, k, extra, CPU)
         assert torch.equal(ids, wanted_ids)
         assert torch.equal(values, wanted)
     with pytest.raises(ValueError, match="without a bf16 head"):
@@ -82,17 +83,17 @@ def test_int8_alone_would_choose_another_token_where_two_are_close() -> None:
     x, gain, extra = torch.ones(1, 64), torch.ones(64), torch.empty(1, 0, dtype=torch.int64)
     rough = pack_table(weight, embedding=False, head_dtype="int8", device=CPU)
     both = pack_table(weight, embedding=False, head_dtype="int8-rescore", device=CPU)
-    best = top(head(x, gain, 1e-5, both, CPU), 1, extra)[0]
+    best = top(head(x, gain, 1e-5, both, CPU), 1, extra, CPU)[0]
     assert best.tolist() == [[1]]
     assert torch.equal(rescored_top(x, gain, 1e-5, both, 1, extra, CPU)[0], best)
-    assert top(head(x, gain, 1e-5, rough, CPU), 1, extra)[0].tolist() == [[0]]
+    assert top(head(x, gain, 1e-5, rough, CPU), 1, extra, CPU)[0].tolist() == [[0]]
 
 
 def test_ties_go_to_the_lower_id_and_extras_follow() -> None:
     logits = torch.tensor([[1.0, 3.0, -2.0, 3.0, -0.0, 0.0, -torch.inf], [5.0, 5.0, 5.0, -1.0, 5.0, 6.0, -7.0]])
     extra = torch.tensor([[2, -1], [-1, 6]])
     for k in (1, 3, 6, 9):
-        ids, values = top(logits, k, extra)
+        ids, values = top(logits, k, extra, CPU)
         wanted_ids, wanted = oracle.top_k(logits.numpy(), k, extra.numpy())
         np.testing.assert_array_equal(ids.numpy(), wanted_ids)
         np.testing.assert_array_equal(values.numpy(), wanted)
@@ -100,7 +101,7 @@ def test_ties_go_to_the_lower_id_and_extras_follow() -> None:
 
 def test_top_of_random_logits_is_a_full_sort() -> None:
     logits = (random(4, 300) * 4).round()
-    ids, values = top(logits, 40, torch.empty(4, 0, dtype=torch.int64))
+    ids, values = top(logits, 40, torch.empty(4, 0, dtype=torch.int64), CPU)
     wanted_ids, wanted = oracle.top_k(logits.numpy(), 40, np.empty((4, 0), np.int64))
     np.testing.assert_array_equal(ids.numpy(), wanted_ids)
     np.testing.assert_array_equal(values.numpy(), wanted)
@@ -108,7 +109,7 @@ def test_top_of_random_logits_is_a_full_sort() -> None:
 
 def test_nan_is_seen_first() -> None:
     for bad in (torch.nan, -torch.nan):
-        ids, values = top(torch.tensor([[1.0, torch.inf, bad]]), 1, torch.empty(1, 0, dtype=torch.int64))
+        ids, values = top(torch.tensor([[1.0, torch.inf, bad]]), 1, torch.empty(1, 0, dtype=torch.int64), CPU)
         assert ids.tolist() == [[2]]
         assert values.isnan().all()
 

@@ -48,6 +48,7 @@ NORM = ("test_pointwise", "test_norm_then_quantization_is_the_definition_to_fp32
 GATE = ("test_pointwise", "test_gate_then_norm_then_quantization_is_the_definition", ("silu", True))
 BF16_HEAD = ("test_head", "test_bf16_logits_are_the_products_of_bf16_operands", (3, 257, 200))
 INT8_HEAD = ("test_head", "test_int8_logits_are_exact_sums_of_codes", ())
+TIES = ("test_head", "test_ties_go_to_the_lower_id_and_extras_follow", ())
 RESCORED = ("test_head", "test_rescored_candidates_have_the_ids_and_bits_of_the_bf16_head", ())
 
 FAULTS = {
@@ -60,6 +61,7 @@ FAULTS = {
     "a slot past the end is read": Fault("splits.py", "here = n < end", "here = n <= end", POISON),
     "a negative slot is written": Fault("cache.py", "if slot >= 0:", "if slot >= -1:", ROPE),
     "ids of another row are scored": Fault("rescore.py", "tl.load(ids + t * C + rc", "tl.load(ids + rc", RESCORED),
+    "a tie goes to the higher id": Fault("ranking.py", "(V - 1 - row)", "row", TIES),
     # scales
     "a token's scale is forgotten": Fault("sums.py", "(token_scale * row_scale)", "(row_scale * 1.0)", SEGMENTS),
     "the scale of plane 0 for all": Fault("linear.py", "row_scale + plane * P + rp", "row_scale + rp", SEGMENTS),
