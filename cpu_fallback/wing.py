@@ -125,6 +125,10 @@ class TorchWing:
         """Nothing: the first step is like any other."""
         return iter(())
 
+    def compile_draw(self, plan: object) -> Callable[..., Tensor] | None:  # noqa: ARG002
+        """None: the engine draws from what `head_topk` ranks."""
+        return None
+
     def set_threads(self, n: int) -> None:
         """Use n threads from the next verb on."""
         self._pool.set_threads(n)

@@ -135,6 +135,9 @@ class TritonWing:
         if step is not None:
             yield from step.warm_up(cache_, max_rows, max_blocks, max_tokens)
 
+    def compile_draw(self, plan: Any) -> None:
+        """None: the engine draws from what `head_topk` ranks."""
+
     def set_threads(self, n: int) -> None:
         """The host's threads have no part in a step on this device."""
 

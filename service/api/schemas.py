@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from service.api.errors import ApiError, invalid_parameter, not_supported
+from service.api.sampler_fields import SamplerFields
 from service.api.unserved import (
     NEUTRAL,
     NEUTRAL_IN_MESSAGE,
@@ -139,8 +140,8 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = Field(None, description="send a last chunk with the usage and no choices")
 
 
-class Generation(BaseModel):
-    """The fields of both tables of the API reference, shared by every generation route."""
+class Generation(SamplerFields):
+    """The fields of both tables of the API reference and those of samplers, shared by every generation route."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from service.engine.breakers import Breakers
 from service.engine.errors import Draining, EngineError, InvalidParameter, QueueFull
 from service.engine.generation import Generation
 from service.engine.prompt import Prompt, encode_prompt
@@ -138,7 +139,8 @@ class AsyncEngine:
         prompt_ids = await loop.run_in_executor(self._admission, encode_prompt, prompt, limits, loaded.tokenizer)
         self.raise_if_unavailable()
         self._num_opened += 1
-        request = Request(f"{request_id}/{self._num_opened}", prompt_ids, params, limits)
+        breakers = Breakers(params.dry_sequence_breakers, loaded.tokenizer.spell) if params.dry_multiplier else None
+        request = Request(f"{request_id}/{self._num_opened}", prompt_ids, params, limits, breakers=breakers)
         loaded.engine.check_fits(request)
         return request
 

@@ -42,10 +42,14 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """The token chosen for one row, or why there is none (then `token_id` means nothing, and only this row failed)."""
+    """The token chosen for one row, or why there is none (then `token_id` means nothing, and only this row failed).
+
+    mu: the request's Mirostat state once it has this token; None where it uses none.
+    """
 
     token_id: int
     error: str | None = None
+    mu: float | None = None
 
 
 class Pending(Protocol):
