@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.answer import Answer, Event, failure_of, finish_reason
+from service.api.answer import Event, failure_of, finish_reason
 from service.api.exchange import Family
+from service.api.logprobs import Token, entries
+from service.api.openai_answer import OpenAIAnswer
 from service.api.openapi import generation_docs
 from service.api.schemas import ChatBody, ChatMessage
 from service.engine.prompt import ChatPrompt, Message
@@ -17,8 +19,8 @@ from service.engine.request import Delta
 router = APIRouter(tags=["chat"])
 
 
-def prompt_of(body: ChatBody) -> ChatPrompt:
-    return ChatPrompt(tuple(Message(_role(message), _content(message)) for message in body.messages))
+def prompts(body: ChatBody) -> list[ChatPrompt]:
+    return [ChatPrompt(tuple(Message(_role(message), _content(message)) for message in body.messages))]
 
 
 def _role(message: ChatMessage) -> str:
@@ -32,44 +34,60 @@ def _content(message: ChatMessage) -> str:
 
 
 @dataclass(slots=True)
-class ChatAnswer(Answer):
-    """`begun`: the chunk with the role is sent, together with the first text."""
-
-    begun: bool = False
-
+class ChatAnswer(OpenAIAnswer):
     def whole(self, text: str, last: Delta) -> Event:
+        self.scores = last.prompt_logprobs
         choice = {
-            "index": 0,
+            "index": self.index,
             "message": {"role": "assistant", "content": text},
-            "logprobs": None,
+            **self._of_tokens(self.track.take(last)),
             "finish_reason": finish_reason(last),
         }
         return {
             **self.head("chat.completion"),
             "choices": [choice],
             "usage": self.usage(last),
+            **self.of_prompt(),
             **self.extras(last),
         }
 
     def events(self, delta: Delta) -> Iterator[Event]:
+        self.scores += delta.prompt_logprobs
+        tokens, progress = self.track.take(delta), self.progress(delta)
         if not self.begun and (delta.text or delta.finish):
             self.begun = True
-            yield self._chunk({"role": "assistant", "content": ""})
+            yield {**self._chunk({"role": "assistant", "content": ""}), **self.of_prompt(), **progress}
         if delta.text:
-            yield self._chunk({"content": delta.text})
+            yield {**self._chunk({"content": delta.text}, tokens), **progress}
+            tokens = []
         if delta.finish is None or failure_of(delta):
             return
-        yield {**self._chunk({}, finish_reason(delta)), **self.extras(delta)}
-        if self.wants_usage:
-            yield {**self.head("chat.completion.chunk"), "choices": [], "usage": self.usage(delta)}
+        yield {**self._chunk({}, tokens, finish_reason(delta)), **progress, **self.extras(delta)}
 
-    def _chunk(self, delta: Event, finish: str | None = None) -> Event:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        usage = {"usage": None} if self.wants_usage else {}
-        return {**self.head("chat.completion.chunk"), "choices": [choice], **usage}
+    @property
+    def wishes(self) -> ChatBody:
+        assert isinstance(self.body, ChatBody)
+        return self.body
+
+    @property
+    def chunk_name(self) -> str:
+        return "chat.completion.chunk"
+
+    def _chunk(self, delta: Event, tokens: Sequence[Token] = (), finish: str | None = None) -> Event:
+        choice = {"index": self.index, "delta": delta, **self._of_tokens(tokens), "finish_reason": finish}
+        return {**self.head(self.chunk_name), "choices": [choice]}
+
+    def _of_tokens(self, tokens: Sequence[Token]) -> Event:
+        """What a choice tells of the tokens that its text is made of."""
+        told: Event = {"logprobs": None}
+        if self.wishes.logprobs and tokens:
+            told["logprobs"] = {"content": entries(tokens, self.tokenizer), "refusal": None}
+        if self.wishes.return_token_ids:
+            told["token_ids"] = [token.id for token in tokens]
+        return told
 
 
-FAMILY = Family(ChatBody, prompt_of, ChatAnswer, "chatcmpl")
+FAMILY = Family(ChatBody, prompts, ChatAnswer, "chatcmpl")
 
 
 @router.post("/chat/completions", **generation_docs(ChatBody, "Continue a conversation"))
