@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     max_running: int | None = Field(None, ge=1, le=4096, description="requests in one step")
     kv_tokens: Size | None = Field(None, ge=1, description="tokens the KV cache holds")
     kv_cache_dtype: Literal["bf16", "int8"] = Field("bf16", description="type of the KV cache")
-    head_dtype: Literal["int8", "bf16"] | None = Field(None, description="type of the output head")
+    head_dtype: Literal["int8", "bf16", "int8-rescore"] | None = Field(None, description="type of the output head")
     max_queue: int = Field(512, ge=0, description="waiting requests before 503; 0 = unbounded")
     max_body_bytes: Size = Field(8 << 20, ge=1024, description="largest request body")
     max_header_bytes: Size = Field(64 << 10, ge=1024, description="largest request header")
