@@ -23,6 +23,8 @@ from service.engine.errors import RequestError
 from service.engine.prompt import Message
 from service.engine.template import ChatTemplate, TemplateSourceError, find_template
 from service.engine.token_bytes import UnknownDecoderError, spell_vocabulary
+from service.engine.tool_messages import in_words
+from service.engine.tools import Tool
 
 MAX_TOKENIZER_BYTES = 256 * 2**20
 MAX_CONFIG_BYTES = 16 * 2**20
@@ -114,15 +116,17 @@ class Tokenizer:
         eos_ids = frozenset(eos_token_ids) | (frozenset() if own_eos is None else {own_eos})
         return Tokenizer(backend, eos_ids=eos_ids, template=template, vocab_size=vocab_size)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """The ids of a conversation, up to where the model shall answer. Raises RequestError."""
         if self._template is None:
             raise RequestError("this model has no chat template; use the completion endpoint", "messages")
         for message in messages:
             _refuse_surrogates(message.role, "messages")
             _refuse_surrogates(message.content, "messages")
-        protected, guard = self._guard.protect(messages)
-        text = self._template.render(protected)
+        if not self._template.takes_tools:
+            messages, tools = in_words(messages, tools), ()
+        protected, guard = self._guard.protect(messages, tools)
+        text = self._template.render(protected, self._guard.protect_tools(tools, guard))
         _refuse_surrogates(text, "messages")
         with _faults("messages"):
             if guard in text:
@@ -134,6 +138,11 @@ class Tokenizer:
         _refuse_surrogates(text, "prompt")
         with _faults("prompt"):
             return self._begun(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_piece(self, text: str) -> list[int]:
+        """The ids of a text by itself: nothing is put before it. Raises RequestError."""
+        with _faults():
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to the text, perhaps part of a character; b"" for a control token or an unknown id."""
