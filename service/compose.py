@@ -74,6 +74,7 @@ def load(settings: Settings) -> Loaded:
 
     from bitnet_model.checkpoint import load_model
     from bitnet_model.ops import load_ops
+    from service.engine.grammar_compiler import GrammarCompiler
     from service.engine.runner import ModelRunner
 
     ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads)
@@ -111,7 +112,7 @@ def load(settings: Settings) -> Loaded:
         max_running=sizes.max_running,
         kv_tokens=pool.num_tokens,
     )
-    return Loaded(engine, tokenizer, info)
+    return Loaded(engine, tokenizer, info, GrammarCompiler(tokenizer))
 
 
 def sizes_for(ops: Ops, settings: Settings, config: ModelConfig, folder: Path) -> Sizes:

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from service.engine.errors import Draining, EngineError, InvalidParameter, QueueFull
+from service.engine.errors import Draining, EngineError, GrammarsBusy, InvalidParameter, QueueFull
 from service.engine.generation import Generation
+from service.engine.grammar import Grammar, Matcher
 from service.engine.prompt import Prompt, encode_prompt
 from service.engine.request import Delta, FinishReason, Limits, Request, SamplingParams
 from service.engine.thread import EngineInfo, EngineThread, Loaded, State
@@ -30,10 +31,12 @@ __all__ = ["AsyncEngine", "EngineInfo", "EngineOptions", "Generation", "Loaded",
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """max_queue: requests that may wait beyond those running, 0 for any number. Limits of the watchdog in seconds."""
+    """max_queue: requests that may wait beyond those running, 0 for any number. Seconds for one grammar to compile,
+    and limits of the watchdog in seconds."""
 
     max_queue: int = 512
     num_admission_threads: int = 2
+    grammar_deadline_s: float = 5.0
     watchdog_soft_s: float = 30.0
     watchdog_hard_s: float = 300.0
 
@@ -136,11 +139,28 @@ class AsyncEngine:
         _refuse_unknown_biases(params, loaded.info.vocab_size)
         loop = asyncio.get_running_loop()
         prompt_ids = await loop.run_in_executor(self._admission, encode_prompt, prompt, limits, loaded.tokenizer)
+        matcher = await self._start_grammar(params.grammar, loaded)
         self.raise_if_unavailable()
         self._num_opened += 1
-        request = Request(f"{request_id}/{self._num_opened}", prompt_ids, params, limits)
+        request = Request(f"{request_id}/{self._num_opened}", prompt_ids, params, limits, matcher=matcher)
         loaded.engine.check_fits(request)
         return request
+
+    async def _start_grammar(self, grammar: Grammar | None, loaded: Loaded) -> Matcher | None:
+        """A matcher at the grammar's beginning. Raises InvalidParameter, GrammarsBusy."""
+        if grammar is None:
+            return None
+        if loaded.grammars is None:
+            raise InvalidParameter("this server cannot constrain an output", grammar.param)
+        compiling = loaded.grammars.submit(grammar)
+        deadline_s = self.options.grammar_deadline_s
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(compiling), deadline_s)
+        except TimeoutError:
+            if compiling.cancelled():  # it was still in the queue
+                raise GrammarsBusy(deadline_s) from None
+            message = f"invalid '{grammar.param}': it takes more than {deadline_s:g} s to compile"
+            raise InvalidParameter(message, grammar.param) from None
 
     def _close(self, generation: Generation) -> None:
         """The one clean-up of a request: aborted unless it has finished, and its permit back."""
@@ -172,7 +192,10 @@ class AsyncEngine:
         self._thread.die("shut down")
         self._watchdog.stop()
         self._admission.shutdown(wait=False, cancel_futures=True)
-        return self._thread.join(timeout_s)
+        has_ended = self._thread.join(timeout_s)
+        if (loaded := self._thread.loaded) is not None and loaded.grammars is not None:
+            loaded.grammars.close()
+        return has_ended
 
     def _give_up_on_step(self, busy_s: float) -> None:
         self._thread.die(f"a step has been running for {busy_s:.1f} s")

@@ -50,11 +50,14 @@ class Edits:
         return found.reshape(ids.shape)
 
 
-def collect_edits(requests: Sequence[Request]) -> Edits:
-    """Gather the edits of each request's next token; E is the longest row's window and biases together."""
+def collect_edits(requests: Sequence[Request], listed: Sequence[list[int]] | None = None) -> Edits:
+    """Gather the edits of each request's next token; E is the longest row's window and biases together.
+
+    listed: more ids of each row, which count as edited even where nothing changes them.
+    """
     windows = [penalty_window(request) for request in requests]
-    if any(request.params.logit_bias for request in requests):
-        return _with_biases(windows, requests)
+    if listed is not None or any(request.params.logit_bias for request in requests):
+        return _with_biases(windows, [[*r.params.logit_bias] for r in requests], listed or [[]] * len(requests))
     runs = pad(windows, NO_ID)
     runs.sort(axis=1)
     is_first = _first_of_run(runs)
@@ -83,16 +86,17 @@ def apply_edits(logits: NDArray[np.float32], edits: Edits, requests: Sequence[Re
     return np.where(edits.counts > 0, repeated - (edits.counts * frequency + presence), biased)
 
 
-def _with_biases(windows: Sequence[list[int]], requests: Sequence[Request]) -> Edits:
-    """The same where rows are biased: a token that is in the window and in the biases is one edit."""
-    biased = [[token_id for token_id, _ in request.params.logit_bias] for request in requests]
-    ids = pad([window + more for window, more in zip(windows, biased, strict=True)], NO_ID)
+def _with_biases(
+    windows: Sequence[list[int]], biases: Sequence[list[tuple[int, float]]], listed: Sequence[list[int]]
+) -> Edits:
+    """The same where rows are biased, or list ids: a token that is in several of the three is one edit."""
+    parts = zip(windows, biases, listed, strict=True)
+    ids = pad([window + [token_id for token_id, _ in pairs] + more for window, pairs, more in parts], NO_ID)
     counts = np.zeros(ids.shape, dtype=np.float32)
     bias = np.zeros(ids.shape, dtype=np.float32)
-    for row, (window, request) in enumerate(zip(windows, requests, strict=True)):
+    for row, (window, pairs) in enumerate(zip(windows, biases, strict=True)):
         counts[row, : len(window)] = 1
-        biases = [value for _, value in request.params.logit_bias]
-        bias[row, len(window) : len(window) + len(biases)] = biases
+        bias[row, len(window) : len(window) + len(pairs)] = [value for _, value in pairs]
     order = np.argsort(ids, axis=1, kind="stable")
     ids = np.take_along_axis(ids, order, axis=1)
     counts = np.take_along_axis(counts, order, axis=1)

@@ -42,10 +42,14 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """The token chosen for one row, or why there is none (then `token_id` means nothing, and only this row failed)."""
+    """The token chosen for one row, or why there is none (then `token_id` means nothing, and only this row failed).
+
+    is_grammar: what failed is the request's own grammar.
+    """
 
     token_id: int
     error: str | None = None
+    is_grammar: bool = False
 
 
 class Pending(Protocol):

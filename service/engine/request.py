@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Literal, TypeAlias
 
 from service.engine.errors import EngineError
+from service.engine.grammar import Grammar, Matcher
 
 UNLIMITED = -1
 
@@ -35,6 +36,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ class Request:
     token_ids: prompt, then what was generated. num_computed of them are in the cache, num_cached of those were found
     there. block_ids: the KV blocks held, in order; token i sits in block_ids[i // block_tokens]. block_keys: chained
     hashes of its leading full blocks of tokens, as far as anybody asked for them. limit: most tokens it may come to.
-    salt: requests of different salts share no cached blocks.
+    salt: requests of different salts share no cached blocks. matcher: how far the output is in its grammar; None
+    where it has none.
 
     While it lives, 0 <= num_cached <= num_computed < total <= limit; each method below keeps that, or asserts.
     The one exception is the instant at which a prompt with max_tokens = 0 is evaluated: computed == total == limit.
@@ -117,6 +120,7 @@ class Request:
         "id",
         "limit",
         "limits",
+        "matcher",
         "num_cached",
         "num_computed",
         "params",
@@ -133,6 +137,7 @@ class Request:
         limits: Limits,
         choice_index: int = 0,
         salt: bytes = b"",
+        matcher: Matcher | None = None,
     ) -> None:
         self.id = id
         self.prompt_ids = prompt_ids
@@ -140,6 +145,7 @@ class Request:
         self.limits = limits
         self.choice_index = choice_index
         self.salt = salt
+        self.matcher = matcher
         self.limit = self._most_tokens()
         self.token_ids: list[int] = list(prompt_ids)
         self.num_computed = 0

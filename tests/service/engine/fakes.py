@@ -13,13 +13,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from service.engine.async_engine import AsyncEngine, EngineInfo, EngineOptions, Loaded
 from service.engine.blocks import BlockPool
 from service.engine.engine import Engine
+from service.engine.grammar_compiler import GrammarCompiler
 from service.engine.plan import RowResult, ScheduledRow, StepPlan
 from service.engine.prompt import Message
 from service.engine.request import Request
 from service.engine.scheduler import SchedulerLimits
+from service.engine.tool_messages import in_words
+from service.engine.tools import Tool
 
 BOS, EOS, TURN, COLON, END = 256, 257, 258, 259, 260
 VOCAB_SIZE = 261
@@ -35,14 +40,17 @@ class FakeTokenizer:
     max_token_chars = 1
     eos_ids = frozenset({EOS, END})
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         token_ids = [BOS]
-        for message in messages:
+        for message in in_words(messages, tools):
             token_ids += [TURN, *message.role.encode(), COLON, *message.content.encode(), END]
         return [*token_ids, TURN, *b"assistant", COLON]
 
     def encode_text(self, text: str) -> list[int]:
         return [BOS, *text.encode()]
+
+    def encode_piece(self, text: str) -> list[int]:
+        return [*text.encode()]
 
     def token_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < VOCAB_SIZE:
@@ -74,6 +82,14 @@ def echoed(prefix: Sequence[int], request: Request) -> int:
         answer = prompt[1:]
     num_generated = len(prefix) - len(prompt)
     return answer[num_generated] if num_generated < len(answer) else EOS
+
+
+def obedient(prefix: Sequence[int], request: Request) -> int:
+    """As `endless`; with a grammar, any token that it allows, and an end as soon as it may end."""
+    if request.matcher is None:
+        return endless(prefix, request)
+    allowed = np.flatnonzero(request.matcher.mask()).tolist()
+    return EOS if EOS in allowed else int(allowed[hashed(prefix, request) % len(allowed)])
 
 
 @dataclass
@@ -153,12 +169,14 @@ def make_fake_engine(
     before_load: Callable[[], None] = lambda: None,
     options: EngineOptions | None = None,
     on_hang: Callable[[], None] = lambda: None,
+    grammars: bool = False,
     **engine: object,
 ) -> AsyncEngine:
     """A started AsyncEngine that answers by repeating what it was told (see `echoed`), `step_s` seconds a token.
 
     `before_load` runs in the engine thread before the state becomes ready: wait in it to stay "loading", raise in it
-    to fail. `engine` goes to `make_engine`. Call `shutdown()` at the end.
+    to fail. `engine` goes to `make_engine`. Outputs can be constrained with `grammars` (see `obedient`). Call
+    `shutdown()` at the end.
     """
 
     def load() -> Loaded:
@@ -176,7 +194,7 @@ def make_fake_engine(
             max_running=made.limits.max_running,
             kv_tokens=made.pool.num_tokens,
         )
-        return Loaded(made, FakeTokenizer(), info)
+        return Loaded(made, FakeTokenizer(), info, GrammarCompiler(FakeTokenizer()) if grammars else None)
 
     started = AsyncEngine(options or EngineOptions(max_queue=max_queue), on_hang=on_hang)
     started.start(load)
