@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Request, Response
 
@@ -11,6 +11,7 @@ from service.api.answer import Answer, Event, failure_of, finish_reason
 from service.api.exchange import Family
 from service.api.openapi import generation_docs
 from service.api.schemas import ChatBody, ChatMessage
+from service.api.tools import CallWriter, read_calls, read_tools
 from service.engine.prompt import ChatPrompt, Message
 from service.engine.request import Delta
 
@@ -18,7 +19,14 @@ router = APIRouter(tags=["chat"])
 
 
 def prompt_of(body: ChatBody) -> ChatPrompt:
-    return ChatPrompt(tuple(Message(_role(message), _content(message)) for message in body.messages))
+    use = read_tools(body)
+    messages = [_message(message, f"messages[{i}]") for i, message in enumerate(body.messages)]
+    return ChatPrompt(tuple(messages), use.tools if use else ())
+
+
+def _message(message: ChatMessage, place: str) -> Message:
+    calls = read_calls(message.tool_calls, place)
+    return Message(_role(message), _content(message), calls, message.tool_call_id or "")
 
 
 def _role(message: ChatMessage) -> str:
@@ -33,16 +41,22 @@ def _content(message: ChatMessage) -> str:
 
 @dataclass(slots=True)
 class ChatAnswer(Answer):
-    """`begun`: the chunk with the role is sent, together with the first text."""
+    """`begun`: the chunk with the role is sent, together with the first text. `calls`: where tools may be called."""
 
     begun: bool = False
+    calls: CallWriter | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert isinstance(self.body, ChatBody)
+        self.calls = CallWriter() if read_tools(self.body) else None
 
     def whole(self, text: str, last: Delta) -> Event:
+        message = self.calls.message(text) if self.calls else {"role": "assistant", "content": text}
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": text},
+            "message": message,
             "logprobs": None,
-            "finish_reason": finish_reason(last),
+            "finish_reason": self._finish_reason(last),
         }
         return {
             **self.head("chat.completion"),
@@ -55,13 +69,20 @@ class ChatAnswer(Answer):
         if not self.begun and (delta.text or delta.finish):
             self.begun = True
             yield self._chunk({"role": "assistant", "content": ""})
-        if delta.text:
+        if self.calls:
+            for piece in self.calls.deltas(delta.text, final=delta.finish is not None):
+                yield self._chunk(piece)
+        elif delta.text:
             yield self._chunk({"content": delta.text})
         if delta.finish is None or failure_of(delta):
             return
-        yield {**self._chunk({}, finish_reason(delta)), **self.extras(delta)}
+        yield {**self._chunk({}, self._finish_reason(delta)), **self.extras(delta)}
         if self.wants_usage:
             yield {**self.head("chat.completion.chunk"), "choices": [], "usage": self.usage(delta)}
+
+    def _finish_reason(self, last: Delta) -> str:
+        reason = finish_reason(last)
+        return "tool_calls" if reason == "stop" and self.calls and self.calls.has_calls else reason
 
     def _chunk(self, delta: Event, finish: str | None = None) -> Event:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}

@@ -12,6 +12,7 @@ from collections import defaultdict
 from typing import Any, TypeVar
 
 from service.api.errors import invalid_parameter
+from service.api.grammars import read_grammar
 from service.api.schemas import Bias, Generation
 from service.config import Settings
 from service.engine.async_engine import EngineInfo
@@ -64,6 +65,7 @@ def read_sampling(body: Generation, limits: Limits, info: EngineInfo, settings: 
         presence_penalty=_given(body.presence_penalty, settings.default_presence_penalty),
         frequency_penalty=_given(body.frequency_penalty, settings.default_frequency_penalty),
         logit_bias=_logit_bias(body.logit_bias, info),
+        grammar=read_grammar(body),
     )
 
 

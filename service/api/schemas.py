@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from service.api.constraint_fields import ConstraintFields
 from service.api.errors import ApiError, invalid_parameter, not_supported
+from service.api.tools import MAX_CALLS, ToolCallField, ToolFields
 from service.api.unserved import (
     NEUTRAL,
     NEUTRAL_IN_MESSAGE,
@@ -139,7 +141,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = Field(None, description="send a last chunk with the usage and no choices")
 
 
-class Generation(BaseModel):
+class Generation(ConstraintFields):
     """The fields of both tables of the API reference, shared by every generation route."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
@@ -178,11 +180,23 @@ class TextPart(BaseModel):
 class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] = Field("", validate_default=False)
+    tool_calls: list[ToolCallField] | None = Field(None, max_length=MAX_CALLS, description="of an assistant")
+    tool_call_id: str | None = Field(None, max_length=128, description="of a tool: which call it answers")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChatMessage:
+        if "content" not in self.model_fields_set and not self.tool_calls:
+            raise PydanticCustomError("missing_content", "Input should have 'content'")
+        if self.tool_calls and self.role != "assistant":
+            raise PydanticCustomError("misplaced_calls", "Input should have 'tool_calls' only with role 'assistant'")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise PydanticCustomError("misplaced_id", "Input should have 'tool_call_id' where the role is 'tool'")
+        return self
 
 
-class ChatBody(Generation):
+class ChatBody(Generation, ToolFields):
     """POST /chat/completions."""
 
     # Stopping at the first bad one bounds what a body of a million bad messages costs.
@@ -201,7 +215,7 @@ Body = TypeVar("Body", bound=Generation)
 def read_body(kind: type[Body], raw: Mapping[str, Any]) -> Body:
     """The checked body. Raises ApiError: `not_supported`, or `invalid_parameter` naming field, value and limit."""
     fields = without_nulls(raw)
-    refuse_unserved(fields, NEUTRAL)
+    refuse_unserved({name: fields[name] for name in fields if name not in kind.model_fields}, NEUTRAL)
     if isinstance(options := fields.get("stream_options"), dict):
         fields["stream_options"] = options = without_nulls(options)
         refuse_unserved(options, NEUTRAL_IN_STREAM_OPTIONS, "stream_options")

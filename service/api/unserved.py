@@ -28,7 +28,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "grammar": ("",),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
@@ -39,7 +38,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "include_stop_str_in_output": (False,),
     "input_prefix": (),
     "input_suffix": (),
-    "json_schema": (),
     "length_penalty": (1,),
     "logprobs": (False,),
     "lora": ([],),
@@ -57,9 +55,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "priority": (0,),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
-    "regex": (),
     "response_fields": (),
-    "response_format": ({"type": "text"},),
     "return_progress": (False,),
     "return_token_ids": (False,),
     "return_tokens": (False,),
@@ -85,14 +81,12 @@ NEUTRAL_IN_MESSAGE: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "function_call": (),
     "refusal": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
 }
 NEUTRAL_IN_STREAM_OPTIONS: Mapping[str, tuple[object, ...]] = {
     "continuous_usage_stats": (False,),
     "include_obfuscation": (False,),
 }
-UNSERVED_ROLES = ("tool", "function")
+UNSERVED_ROLES = ("function",)
 
 
 def without_nulls(raw: Mapping[str, Any]) -> dict[str, Any]:
