@@ -1,76 +1,56 @@
 """How near to the machine's limits is every native kernel?
 
-    python -m benchmarks.cpu_kernels [--threads 1 2] [--isa auto] [--only linear] [--seconds 1] [--cpu-time]
+    python -m benchmarks.cpu_kernels [--threads 1 2] [--isa auto] [--only linear] [--seconds 0.3] [--cpu-time]
                                      [--library FILE] [--json FILE] [--plot FILE]
 
-Shapes of 2B-4T (hidden 2560, 20/5 heads of 128, ffn 6912); weights of eight layers in turn, so that they come from
-memory. The limits (memory read, int8 dot products) are measured by cpu_limits.cpp, built for this machine, before and
-after, in the same run and in processor time. `--cpu-time` times the kernels so too, one thread only: for a machine
-that is busy with other things. `bound` is what would limit a perfect kernel: its bytes over the read bandwidth or its
-products over the dot peak, whichever takes longer. `fraction` is that time over the median time, `best` over the
-fastest. Pointwise kernels and attention in fp32 are set against the bytes they move.
+Shapes of 2B-4T (hidden 2560, 20/5 heads of 128, ffn 6912); several copies of each matrix in turn, so that weights come
+from memory, as in a model. The limits (memory read, int8 dot products, fp32 products) are measured by cpu_limits.cpp,
+built for this machine, before and after every case and in processor time; the higher counts, as the rate of a shared
+machine's memory comes and goes. `--cpu-time` times the kernels so too,
+one thread only: for a machine that is busy with other things. `bound` is what would limit a perfect kernel: its bytes
+over the read bandwidth, or its int8 or fp32 products over their peak, whichever takes longest. `fraction` is that time
+over the median time, `best` over the fastest. Pointwise kernels are set against the bytes they move.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from benchmarks.report import write
-from cpu_fallback.native_handles import Quantized, Weights
+from benchmarks.limits import Limits, build_limits, measure_limits
+from benchmarks.report import OtherLoad, write
+from cpu_fallback.native_handles import Cache, Quantized, Weights
 from cpu_fallback.native_library import NativeLibrary
 from cpu_fallback.native_loading import load
 from cpu_fallback.native_wing import NativeCpuWing
 
-HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 6912, 20, 5, 128, 32064
-SHAPES = ((3840, HIDDEN), (HIDDEN, HIDDEN), (2 * FFN, HIDDEN), (HIDDEN, FFN))  # q|k|v, o, gate|up, down
+HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 6912, 20, 5, 128, 128256
+SHAPES = {"q|k|v": (3840, HIDDEN), "o": (HIDDEN, HIDDEN), "gate|up": (2 * FFN, HIDDEN), "down": (HIDDEN, FFN)}
 LAYERS = 8
+COPIES_BYTES = 80 << 20  # of one matrix: more than a cache holds
 BLOCK_TOKENS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the machine can do with so many threads."""
-
-    gigabytes_per_s: float
-    gigamacs_per_s: float
-    instruction: str
+KV_BYTES: dict[Literal["bf16", "int8"], float] = {"bf16": 2.0, "int8": 1.0 + 4 / HEAD_DIM}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kernel at one size; `macs` counts int8 products, 0 where there are none."""
+    """One kernel at one size; `macs` counts int8 products, `products` those of fp32, 0 where there are none."""
 
     kernel: str
     tokens: int
     num_bytes: int
     macs: int
     run: Callable[[], object]
-
-
-def measure_limits(program: Path, threads: int) -> Limits:
-    """The median piece of each limit, summed over the threads."""
-    lines = subprocess.run([program, str(threads)], check=True, capture_output=True, text=True).stdout.splitlines()
-    macs, instruction = lines[1].split(" ", 1)
-    return Limits(float(lines[0]), float(macs), instruction)
-
-
-def build_limits(folder: Path) -> Path:
-    """Compile cpu_limits.cpp for this machine."""
-    program, source = folder / "cpu_limits", Path(__file__).with_name("cpu_limits.cpp")
-    flags = ["-O3", "-march=native", "-std=c++17", "-pthread", "-Wno-psabi", "-Wno-ignored-attributes"]
-    subprocess.run(["c++", *flags, "-o", str(program), str(source)], check=True)
-    return program
+    products: int = 0
 
 
 def random_planes(rows: int, width: int) -> torch.Tensor:
@@ -79,29 +59,41 @@ def random_planes(rows: int, width: int) -> torch.Tensor:
     return planes & ~(planes & planes >> 1 & 0x55)
 
 
-def all_linears(wing: NativeCpuWing, layers: list[list[Weights]], inputs: dict[int, Quantized]) -> None:
-    """Every linear of every layer once."""
-    for layer in layers:
-        for weights in layer:
-            wing.ternary_linear(inputs[weights.native.width], weights)
+def all_linears(wing: NativeCpuWing, linears: list[Weights], inputs: dict[int, Quantized]) -> None:
+    """Every linear once."""
+    for weights in linears:
+        wing.ternary_linear(inputs[weights.native.width], weights)
 
 
 def linear_cases(wing: NativeCpuWing) -> Iterator[Case]:
-    layers = [[wing.pack([(random_planes(n, k), torch.ones(n))]) for n, k in SHAPES] for _ in range(LAYERS)]
-    weights = LAYERS * sum(n * k for n, k in SHAPES)
-    for tokens in (1, 2, 4, 8, 16, 32, 128, 512):
-        inputs = {k: wing.quantize(torch.randn(tokens, k)) for _, k in SHAPES}
+    """The four linears of a layer, one kind by itself and then eight layers of all."""
 
-        yield Case("linear", tokens, weights // 4, weights * tokens, partial(all_linears, wing, layers, inputs))
+    def pack(rows: int, width: int) -> Weights:
+        return wing.pack([(random_planes(rows, width), torch.ones(rows))])
+
+    kinds = {name: [pack(n, k) for _ in range(4 * COPIES_BYTES // (n * k))] for name, (n, k) in SHAPES.items()}
+    layers = [linears[layer] for layer in range(LAYERS) for linears in kinds.values()]
+    for name, linears in {**kinds, "layers": layers}.items():
+        num_weights = sum(weights.native.rows * weights.native.width for weights in linears)
+        for tokens in (1, 2, 4, 8, 16, 32, 128, 512):
+            inputs = {k: wing.quantize(torch.randn(tokens, k)) for _, k in SHAPES.values()}
+            run = partial(all_linears, wing, linears, inputs)
+            yield Case(f"linear, {name}", tokens, num_weights // 4, num_weights * tokens, run)
 
 
 def head_cases(wing: NativeCpuWing) -> Iterator[Case]:
-    table = wing.pack_table(torch.randn(VOCAB, HIDDEN), embedding=False, head_dtype="int8")
+    table = wing.pack_table(torch.randn(VOCAB, HIDDEN), embedding=True, head_dtype="int8")
     gain = torch.ones(HIDDEN)
-    for tokens in (1, 8, 16):
+    size = VOCAB * HIDDEN
+    for tokens in (1, 2, 4, 8, 16, 32):
         x, none = torch.randn(tokens, HIDDEN), torch.zeros(tokens, 0, dtype=torch.int64)
-        size = VOCAB * HIDDEN
-        yield Case("head_topk", tokens, size, size * tokens, partial(wing.head_topk, x, gain, 1e-5, table, 40, none))
+        for k in (1, 40):
+            run = partial(wing.head_topk, x, gain, 1e-5, table, k, none)
+            yield Case(f"head, top {k}", tokens, size, size * tokens, run)
+        yield Case("head, logits", tokens, size, size * tokens, partial(wing.head, x, gain, 1e-5, table))
+    for tokens in (1, 512):
+        ids = torch.randint(VOCAB, (tokens,))
+        yield Case("embed", tokens, tokens * HIDDEN * 11 // 2, 0, partial(wing.embed, table, ids))
 
 
 def pointwise_cases(wing: NativeCpuWing) -> Iterator[Case]:
@@ -109,7 +101,7 @@ def pointwise_cases(wing: NativeCpuWing) -> Iterator[Case]:
     cache = wing.new_cache(1, 64, BLOCK_TOKENS, KV_HEADS, HEAD_DIM, "bf16")
     tables = wing.rope_tables(HEAD_DIM, 500000.0, None, 2048)
     width = (HEADS + 2 * KV_HEADS) * HEAD_DIM
-    for tokens in (1, 512):
+    for tokens in (1, 8, 512):
         x, gate_up, qkv = (torch.randn(tokens, n) for n in (HIDDEN, 2 * FFN, width))
         where = torch.arange(tokens)
         yield Case("norm_quantize", tokens, tokens * HIDDEN * 5, 0, partial(wing.norm_quantize, x, gain, 1e-5))
@@ -130,25 +122,35 @@ def pointwise_cases(wing: NativeCpuWing) -> Iterator[Case]:
 
 
 def attention_cases(wing: NativeCpuWing) -> Iterator[Case]:
-    for kernel, rows, count, length in (
-        ("attention, 200 keys", 1, 1, 200),
-        ("attention, 200 keys", 8, 1, 200),
-        ("attention, 2048 keys", 1, 1, 2048),
-        ("attention, prefill", 1, 512, 512),
-    ):
-        blocks = -(-length // BLOCK_TOKENS)
-        cache = wing.new_cache(1, rows * blocks, BLOCK_TOKENS, KV_HEADS, HEAD_DIM, "bf16")
-        q = torch.randn(rows * count, HEADS, HEAD_DIM)
-        tables = torch.arange(rows * blocks, dtype=torch.int32).view(rows, blocks)
-        lengths = torch.full((rows,), length, dtype=torch.int32)
-        starts = torch.arange(rows + 1, dtype=torch.int32) * count
-        yield Case(
-            kernel,
-            rows * count,
-            rows * length * KV_HEADS * HEAD_DIM * 4,
-            0,
-            partial(wing.paged_attention, q, cache, 0, tables, lengths, starts),
-        )
+    for dtype, value_bytes in KV_BYTES.items():
+        for what, rows, count, length in (
+            ("200 keys", 1, 1, 200),
+            ("200 keys", 8, 1, 200),
+            ("200 keys", 32, 1, 200),
+            ("2048 keys", 1, 1, 2048),
+            ("2048 keys", 8, 1, 2048),
+            ("prefill", 1, 512, 512),
+            ("prefill, last chunk of 2048", 1, 512, 2048),
+        ):
+            blocks = -(-length // BLOCK_TOKENS)
+            cache = wing.new_cache(1, rows * blocks, BLOCK_TOKENS, KV_HEADS, HEAD_DIM, dtype)
+            fill(wing, cache, rows * blocks * BLOCK_TOKENS)
+            q = torch.randn(rows * count, HEADS, HEAD_DIM)
+            tables = torch.arange(rows * blocks, dtype=torch.int32).view(rows, blocks)
+            lengths = torch.full((rows,), length, dtype=torch.int32)
+            starts = torch.arange(rows + 1, dtype=torch.int32) * count
+            run = partial(wing.paged_attention, q, cache, 0, tables, lengths, starts)
+            num_bytes = int(rows * length * KV_HEADS * HEAD_DIM * 2 * value_bytes)
+            seen = rows * (count * length - count * (count - 1) // 2)  # keys, over all queries
+            products = 2 * seen * HEADS * HEAD_DIM
+            yield Case(f"attention {dtype}, {what}", rows * count, num_bytes, 0, run, products)
+
+
+def fill(wing: NativeCpuWing, cache: Cache, slots: int) -> None:
+    """Random keys and values: pages nobody wrote to would all be the same one."""
+    qkv = torch.randn(slots, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
+    where = torch.arange(slots)
+    wing.rope_write_kv(qkv, where % BLOCK_TOKENS, wing.rope_tables(HEAD_DIM, 500000.0, None, 2048), cache, 0, where)
 
 
 GROUPS: dict[str, Callable[[NativeCpuWing], Iterator[Case]]] = {
@@ -172,8 +174,12 @@ def times_s(run: Callable[[], object], seconds: float, clock: Callable[[], float
 
 def result(case: Case, threads: int, limits: Limits, durations: list[float]) -> dict[str, Any]:
     """One row of the table."""
-    reading, multiplying = case.num_bytes / limits.gigabytes_per_s / 1e9, case.macs / limits.gigamacs_per_s / 1e9
-    ideal, median = max(reading, multiplying), statistics.median(durations)
+    bounds = {
+        "memory": limits.reading_s(case.num_bytes),
+        "dot products": limits.multiplying_s(case.macs),
+        "fp32": limits.adding_s(case.products),
+    }
+    bound, median = max(bounds, key=bounds.__getitem__), statistics.median(durations)
     return {
         "kernel": case.kernel,
         "tokens": case.tokens,
@@ -181,9 +187,11 @@ def result(case: Case, threads: int, limits: Limits, durations: list[float]) -> 
         "ms": median * 1e3,
         "GB/s": case.num_bytes / median / 1e9,
         "GMAC/s": case.macs / median / 1e9 if case.macs else None,
-        "bound": "memory" if reading >= multiplying else "dot products",
-        "fraction": ideal / median,
-        "best": ideal / min(durations),
+        "bound": bound,
+        "fraction": bounds[bound] / median,
+        "best": bounds[bound] / min(durations),
+        "limit GB/s": limits.gigabytes_per_s,
+        "limit GMAC/s": limits.gigamacs_per_s,
     }
 
 
@@ -208,7 +216,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--isa", default="auto")
     parser.add_argument("--only", choices=sorted(GROUPS), nargs="+", default=list(GROUPS))
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each case")
+    parser.add_argument("--seconds", type=float, default=0.3, help="for each case")
     parser.add_argument("--cpu-time", action="store_true", help="processor time instead of time, with --threads 1")
     parser.add_argument("--library", type=Path, help="a library built by hand; the package's own otherwise")
     parser.add_argument("--json", type=Path)
@@ -220,26 +228,21 @@ def main() -> None:
     torch.set_num_threads(1)
     library = NativeLibrary(options.library) if options.library else None
     rows: list[dict[str, Any]] = []
+    others = OtherLoad()
     with tempfile.TemporaryDirectory() as folder:
         program = build_limits(Path(folder))
         for threads in options.threads:
             wing = load(options.isa, threads, library)
+            print(f"{wing.describe()['isa']}, {threads} threads")
             before = measure_limits(program, threads)
-            cases = [case for name in options.only for case in GROUPS[name](wing)]
-            timed = [(case, times_s(case.run, options.seconds, clock)) for case in cases]
-            after = measure_limits(program, threads)
-            limits = Limits(
-                max(before.gigabytes_per_s, after.gigabytes_per_s),
-                max(before.gigamacs_per_s, after.gigamacs_per_s),
-                before.instruction,
-            )
-            print(
-                f"{wing.describe()['isa']}, {threads} threads: read {before.gigabytes_per_s:.1f} GB/s before, "
-                f"{after.gigabytes_per_s:.1f} after; {limits.instruction} {before.gigamacs_per_s:.0f} GMAC/s before, "
-                f"{after.gigamacs_per_s:.0f} after"
-            )
-            rows += [result(case, threads, limits, durations) for case, durations in timed]
-    write(options.json, "Native CPU kernels, as fractions of the machine's limits", rows)
+            for name in options.only:
+                for case in GROUPS[name](wing):
+                    durations = times_s(case.run, options.seconds, clock)
+                    after = measure_limits(program, threads)
+                    rows.append(result(case, threads, before.best(after), durations))
+                    before = after
+    about = {"others_cores": f"{others.cores():.2f}"}
+    write(options.json, "Native CPU kernels, as fractions of the machine's limits", rows, about)
     if options.plot:
         plot(options.plot, rows)
 

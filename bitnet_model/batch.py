@@ -1,4 +1,4 @@
-"""ForwardBatch: every tensor one forward pass needs, and nothing else.
+"""The tensors of one step: ForwardBatch, all that a forward pass needs, and DrawBatch, how its rows draw their tokens.
 
 Axis letters, used in every docstring of this project:
     T  tokens in the step        H    hidden size           K  inputs of a linear     V  vocabulary
@@ -36,3 +36,20 @@ class ForwardBatch:
     lengths: Tensor
     starts: Tensor
     logit_rows: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DrawBatch:
+    """How the next token of each of R rows is drawn: penalties, top_k, top_p, min_p, temperature, one random number.
+
+    windows     int64   [W]      the tokens whose logits are penalised, as often as they occur, row after row
+    starts      int32   [R + 1]  offsets of the rows in W; starts[0] = 0, starts[R] = W
+    parameters  float64 [R, 8]   temperature (0: the likeliest), top_k (1 or more), top_p (1: all), min_p (0: all),
+                                 repeat, presence and frequency penalty, the random number, of [0, 1)
+
+    The samplers' meaning is that of service/engine/sampler.py. Equal logits go to the lower id.
+    """
+
+    windows: Tensor
+    starts: Tensor
+    parameters: Tensor

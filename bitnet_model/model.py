@@ -17,7 +17,10 @@ from bitnet_model.plan import Cache, LayerPlan, ModelPlan, Quantized
 
 
 class Model:
-    """A loaded model on one wing. Not thread-safe: one thread runs forwards."""
+    """A loaded model on one wing. Not thread-safe: one thread runs forwards.
+
+    draw: takes hidden states f32 [R, H] and a DrawBatch to tokens, where the wing can; else None.
+    """
 
     def __init__(self, config: ModelConfig, ops: Ops, plan: ModelPlan) -> None:
         self.config = config
@@ -25,6 +28,7 @@ class Model:
         self.plan = plan
         self._layers = tuple(Layer(ops, plan, layer, index) for index, layer in enumerate(plan.layers))
         self._step = ops.compile(plan)
+        self.draw = ops.compile_draw(plan)
 
     def forward(self, batch: ForwardBatch, cache: Cache) -> Tensor:
         """Run one step, writing its keys and values -> f32 [R, H]: batch.logit_rows, before the final norm."""

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from bitnet_model.batch import ForwardBatch
+from bitnet_model.batch import DrawBatch, ForwardBatch
 from bitnet_model.errors import BackendUnavailable as BackendUnavailable  # callers look for it beside load_ops
 from bitnet_model.plan import Activation, Cache, ModelPlan, Quantized, RopeTables, Table, Weights
 
@@ -27,6 +27,9 @@ Backend: TypeAlias = Literal["auto", "triton", "cpu"]
 CacheDtype: TypeAlias = Literal["bf16", "int8"]
 StepFunction: TypeAlias = Callable[[ForwardBatch, Cache], Tensor]
 """(batch, cache) -> f32 [R, H]: the hidden states of batch.logit_rows before the final norm."""
+
+DrawFunction: TypeAlias = Callable[[Tensor, DrawBatch], Tensor]
+"""(f32 [R, H], draws) -> the next token of each row, int64 [R]; -1 where a row's logits are no finite numbers."""
 
 
 class Ops(Protocol):
@@ -145,6 +148,10 @@ class Ops(Protocol):
 
     def compile(self, plan: ModelPlan) -> StepFunction | None:
         """A callable that runs a whole step of `plan` with the same bits as the verbs, or None (then: verb by verb)."""
+        ...
+
+    def compile_draw(self, plan: ModelPlan) -> DrawFunction | None:
+        """A callable that takes hidden states to tokens, or None (then: `head_topk`, and the caller draws)."""
         ...
 
     def set_threads(self, n: int) -> None:

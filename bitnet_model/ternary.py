@@ -18,17 +18,17 @@ SLICE_ELEMENTS = 1 << 15  # temporaries below malloc's mmap threshold leave no h
 
 def has_unused_code(planes: Tensor) -> bool:
     """Whether a code 3 occurs in uint8 [N/4, K]."""
-    return any(bool((part & (part >> 1) & 0x55).any()) for part in row_slices(planes))
+    return any(bool((part & (part >> 1) & 0x55).any()) for part in slices(planes, 2 * SLICE_ELEMENTS))
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a float tensor holds neither NaN nor infinity."""
-    return all(bool(part.isfinite().all()) for part in row_slices(tensor))
+    """Whether a float tensor holds neither NaN nor infinity: its extremes show both, and need no temporary."""
+    return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
 def absmean(master: Tensor) -> float:
     """mean|W| of a float tensor [N, K], summed in fp64 in one fixed order; NaN and infinity come out as themselves."""
-    sums = [float(np.sum(part.float().abs().numpy(), dtype=np.float64)) for part in row_slices(master)]
+    sums = [float(np.sum(part.float().abs().numpy(), dtype=np.float64)) for part in slices(master)]
     return sum(sums) / master.numel()
 
 
@@ -50,7 +50,7 @@ def ternarize(master: Tensor, mean: float) -> tuple[Tensor, float]:
     return planes, float(clamped.to(torch.bfloat16))
 
 
-def row_slices(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensor in runs of rows of about SLICE_ELEMENTS."""
+def slices(tensor: Tensor, num_elements: int = SLICE_ELEMENTS) -> Iterator[Tensor]:
+    """The tensor's elements in order, so many at a time."""
     flat = tensor.reshape(-1)
-    return (flat[start : start + SLICE_ELEMENTS] for start in range(0, flat.numel(), SLICE_ELEMENTS))
+    return (flat[start : start + num_elements] for start in range(0, flat.numel(), num_elements))

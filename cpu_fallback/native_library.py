@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_size_t, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 FILE_NAME = "libbitnet_native.so"
 
 
@@ -130,6 +130,21 @@ class NativePlan(Structure):
     ]
 
 
+class NativeDraw(Structure):
+    """bn_draw: the samplers of one row. A batch of them is handed over as float64 [R, 8]."""
+
+    _fields_ = [
+        ("temperature", c_double),
+        ("top_k", c_double),
+        ("top_p", c_double),
+        ("min_p", c_double),
+        ("repeat", c_double),
+        ("presence", c_double),
+        ("frequency", c_double),
+        ("random", c_double),
+    ]
+
+
 _I = c_int32
 _P = c_void_p
 # Functions that may refuse: argument types after the context. All return NULL or a message.
@@ -145,6 +160,7 @@ _VERBS: dict[str, tuple[Any, ...]] = {
     "attention": (_P, _I, POINTER(NativeCache), _I, POINTER(NativeBatch), _P),
     "head": (_P, _P, c_float, POINTER(NativeTable), _I, _P),
     "head_topk": (_P, _P, c_float, POINTER(NativeTable), _I, _I, _P, _I, _P, _P),
+    "head_draw": (_P, _P, c_float, POINTER(NativeTable), _P, _P, _I, _P, _I, _P),
     "step": (POINTER(NativePlan), POINTER(NativeBatch), POINTER(NativeCache), _P),
 }
 

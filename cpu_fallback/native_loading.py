@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
@@ -56,11 +57,13 @@ def self_check(library: NativeLibrary, isa: str) -> str | None:
     """Compare every kernel of `isa` with the portable one. Returns None, or which verb gave other bytes."""
     if isa == "portable":
         return None
-    candidate = NativeCpuWing(library, isa, 1, "self-check")
-    portable = NativeCpuWing(library, "portable", 1, "self-check")
-    for (verb, got), (_, wanted) in zip(probe(candidate), probe(portable), strict=True):
-        if not torch.equal(got.view(torch.uint8), wanted.view(torch.uint8)):
-            return f"the self-check failed: {verb} differs from the portable path"
+    with (
+        closing(NativeCpuWing(library, isa, 1, "self-check")) as candidate,
+        closing(NativeCpuWing(library, "portable", 1, "self-check")) as portable,
+    ):
+        for (verb, got), (_, wanted) in zip(probe(candidate), probe(portable), strict=True):
+            if not torch.equal(got.view(torch.uint8), wanted.view(torch.uint8)):
+                return f"the self-check failed: {verb} differs from the portable path"
     return None
 
 

@@ -29,6 +29,7 @@ from cpu_fallback.native_library import (
     NativeBatch,
     NativeCache,
     NativeContext,
+    NativeDraw,
     NativeLibrary,
     NativeMemory,
     NativeSegment,
@@ -36,6 +37,8 @@ from cpu_fallback.native_library import (
     NativeWeights,
 )
 from cpu_fallback.native_step import CompiledStep
+
+DRAW_PARAMETERS = len(NativeDraw._fields_)
 
 
 class NativeCpuWing:
@@ -45,10 +48,12 @@ class NativeCpuWing:
     head_dtypes = ("int8",)
 
     def __init__(self, library: NativeLibrary, isa: str, threads: int, why: str) -> None:
-        """Raises RuntimeError when this machine cannot run `isa`."""
+        """Holds torch to one thread until `close`. Raises RuntimeError when this machine cannot run `isa`."""
         self._library = library
         self._context = NativeContext(library, isa, threads)
         self._isa, self._threads, self._why = isa, threads, why
+        self._torch_threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the cores are the pool's; loading beside torch's own took twice as long
 
     # --- weights and tables ---
 
@@ -254,6 +259,19 @@ class NativeCpuWing:
         self._context.call("head_topk", *inputs, extra_ids.data_ptr(), extra, ids.data_ptr(), logits.data_ptr())
         return ids, logits
 
+    def head_draw(self, x: Tensor, gain: Tensor, eps: float, table: Table, draws: Any) -> Tensor:
+        """The next token of each row, drawn as `draws` says (read by attribute): int64 [R]; -1 for a row gone bad."""
+        x, gain = self._head_inputs(x, gain, table)
+        rows = x.shape[0]
+        parameters = dense(draws.parameters, torch.float64, (rows, DRAW_PARAMETERS), "parameters")
+        windows = dense(draws.windows, torch.int64, (None,), "windows")
+        starts = dense(draws.starts, torch.int32, (rows + 1,), "starts")
+        ids = torch.empty(rows, dtype=torch.int64)
+        inputs = (x.data_ptr(), gain.data_ptr(), eps, table.native, parameters.data_ptr())
+        ragged = (windows.data_ptr(), len(windows), starts.data_ptr())
+        self._context.call("head_draw", *inputs, *ragged, rows, ids.data_ptr())
+        return ids
+
     def _head_inputs(self, x: Tensor, gain: Tensor, table: Table) -> tuple[Tensor, Tensor]:
         width = table.native.width
         return dense(x, torch.float32, (None, width), "x"), dense(gain, torch.float32, (width,), "gain")
@@ -263,6 +281,10 @@ class NativeCpuWing:
     def compile(self, plan: Any) -> Callable[[Any, Cache], Tensor]:
         """A callable (batch, cache) -> f32 [R, H] that runs every layer in one call, with the bits of the verbs."""
         return CompiledStep(self._context, plan)
+
+    def compile_draw(self, plan: Any) -> Callable[[Tensor, Any], Tensor]:
+        """A callable (x f32 [R, H], draws) -> ids int64 [R]: the head, the samplers and the draw in one call."""
+        return lambda x, draws: self.head_draw(x, plan.head_gain, plan.eps, plan.head, draws)
 
     # --- what it is ---
 
@@ -283,5 +305,6 @@ class NativeCpuWing:
         return memory_bytes(handle)
 
     def close(self) -> None:
-        """End the pool's threads."""
+        """End the pool's threads and give torch its former number of threads back."""
         self._context.close()
+        torch.set_num_threads(self._torch_threads)

@@ -121,6 +121,10 @@ class TorchWing:
         """None: this wing has no coarse grain (module docstring)."""
         return None
 
+    def compile_draw(self, plan: object) -> Callable[..., Tensor] | None:  # noqa: ARG002
+        """None: the engine draws from what `head_topk` ranks."""
+        return None
+
     def set_threads(self, n: int) -> None:
         """Use n threads from the next verb on."""
         self._pool.set_threads(n)

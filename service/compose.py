@@ -5,11 +5,14 @@ The one place that knows every floor. Torch is imported in the engine thread, wh
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,9 +83,10 @@ def load(settings: Settings) -> Loaded:
     ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads)
     sizes = sizes_for(ops, settings, config, folder)
     head_dtype = head_dtype_for(ops, settings)
-    tokenizer = load_tokenizer(folder, config)
-    with loading_bar(model_id) as progress:
+    with ThreadPoolExecutor(1, "tokenizer") as reader, loading_bar(model_id) as progress:
+        reading = reader.submit(load_tokenizer, folder, config)  # the model's file is read and packed without the GIL
         model = load_model(folder, ops, head_dtype=head_dtype, progress=progress, max_positions=sizes.n_ctx_max)
+        tokenizer = reading.result()
     pool = BlockPool(-(-sizes.kv_tokens // BLOCK_TOKENS))
     runner = ModelRunner(
         model, ops, num_blocks=pool.num_blocks, block_tokens=pool.block_tokens, kv_dtype=settings.kv_cache_dtype
@@ -91,6 +95,7 @@ def load(settings: Settings) -> Loaded:
     engine = Engine(
         runner, tokenizer, pool, SchedulerLimits(sizes.max_running, settings.n_batch, n_threads, settings.step_ms)
     )
+    settle_memory()
     report = ", ".join(f"{part} {num_bytes / 1e6:.1f} MB" for part, num_bytes in model.memory_report().items())
     logger.info("loaded %s in %.1f s: %s", model_id, time.monotonic() - started_s, report)
     logger.info(
@@ -111,8 +116,21 @@ def load(settings: Settings) -> Loaded:
         n_threads=n_threads,
         max_running=sizes.max_running,
         kv_tokens=pool.num_tokens,
+        eos_ids=tuple(sorted(tokenizer.eos_ids)),
     )
     return Loaded(engine, tokenizer, info, GrammarCompiler(tokenizer))
+
+
+def settle_memory() -> None:
+    """Free what loading left behind, and take what stays out of the collector's rounds, which stop every thread.
+
+    The C library keeps freed memory for itself; reading a vocabulary of 128,000 tokens leaves 45 MB so (2026-11).
+    """
+    gc.collect()
+    gc.freeze()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def sizes_for(ops: Ops, settings: Settings, config: ModelConfig, folder: Path) -> Sizes:

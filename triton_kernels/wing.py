@@ -110,6 +110,9 @@ class TritonWing:
     def compile(self, plan: Any) -> Callable[[Any, Cache], Tensor]:
         return Step(self, plan, None if self._capture is None else self._capture())
 
+    def compile_draw(self, plan: Any) -> None:
+        """None: the engine draws from what `head_topk` ranks."""
+
     def set_threads(self, n: int) -> None:
         """The host's threads have no part in a step on this device."""
 

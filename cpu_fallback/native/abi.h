@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BN_ABI_VERSION 1
+#define BN_ABI_VERSION 2
 
 extern "C" {
 
@@ -86,6 +86,12 @@ typedef struct {
     const bn_layer* layers;
 } bn_plan;
 
+// How the next token of a row is drawn: penalties, the top_k likeliest (at least 1), top_p (1: all), min_p (0: all), then
+// the temperature and one number of [0, 1); temperature 0 takes the likeliest.
+typedef struct {
+    double temperature, top_k, top_p, min_p, repeat, presence, frequency, random;
+} bn_draw;
+
 #define BN_API __attribute__((visibility("default")))
 
 BN_API int32_t bn_abi_version(void);
@@ -120,6 +126,11 @@ BN_API const char* bn_head(bn_context* context, const float* x, const float* gai
 BN_API const char* bn_head_topk(bn_context* context, const float* x, const float* gain, float eps,
                                 const bn_table* table, int32_t rows, int32_t k, const int64_t* extra_ids,
                                 int32_t extra, int64_t* ids, float* logits);
+// windows [W]: the tokens whose logits are penalised, as often as they occur; row r's are starts[r] .. starts[r+1]-1.
+// ids [R]: the token drawn, or -1 where the row's logits are no finite numbers.
+BN_API const char* bn_head_draw(bn_context* context, const float* x, const float* gain, float eps,
+                                const bn_table* table, const bn_draw* draws, const int64_t* windows,
+                                int32_t window_tokens, const int32_t* starts, int32_t rows, int64_t* ids);
 BN_API const char* bn_step(bn_context* context, const bn_plan* plan, const bn_batch* batch, const bn_cache* cache,
                            float* hidden);  // [R][H], before the final norm
 

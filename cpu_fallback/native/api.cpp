@@ -162,6 +162,19 @@ const char* bn_head_topk(bn_context* context, const float* x, const float* gain,
     });
 }
 
+const char* bn_head_draw(bn_context* context, const float* x, const float* gain, float eps, const bn_table* table,
+                         const bn_draw* draws, const int64_t* windows, int32_t window_tokens, const int32_t* starts,
+                         int32_t rows, int64_t* ids) {
+    return guarded(context, [&](bn_context& c) -> const char* {
+        if (const char* refusal = bitnet::refuse_ids(windows, window_tokens, table->rows, 0, "window token"))
+            return refusal;
+        if (starts[0] != 0 || starts[rows] != window_tokens || !std::is_sorted(starts, starts + rows + 1))
+            return "the starts do not cut the windows into rows";
+        bitnet::head_draw(c, x, gain, eps, *table, draws, windows, starts, rows, ids);
+        return nullptr;
+    });
+}
+
 const char* bn_step(bn_context* context, const bn_plan* plan, const bn_batch* batch, const bn_cache* cache,
                     float* hidden) {
     return guarded(context, [&](bn_context& c) -> const char* {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mutex>
+#include <vector>
 
 #include "kernels.h"
 #include "memory.h"
@@ -15,6 +16,7 @@ struct bn_context {
     bitnet::Scratch worker_scratch;  // cut into one part a worker
     bitnet::Scratch step_scratch;    // the activations of a step, or of a head
     bitnet::Scratch logit_scratch;   // the logits a top-k is taken of
+    std::vector<int32_t> piece_ends; // of the linear under way
     std::mutex busy;                 // one caller at a time
 };
 
@@ -36,6 +38,8 @@ void head(bn_context& c, const float* x, const float* gain, float eps, const bn_
           float* logits);
 void head_topk(bn_context& c, const float* x, const float* gain, float eps, const bn_table& table, int32_t rows,
                int32_t k, const int64_t* extra_ids, int32_t extra, int64_t* ids, float* logits);
+void head_draw(bn_context& c, const float* x, const float* gain, float eps, const bn_table& table,
+               const bn_draw* draws, const int64_t* windows, const int32_t* starts, int32_t rows, int64_t* ids);
 void step(bn_context& c, const bn_plan& plan, const bn_batch& batch, const bn_cache& cache, float* hidden);
 
 void pack(bn_context& c, const bn_segment* segments, int32_t num_segments, const bn_weights& out);

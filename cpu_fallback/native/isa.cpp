@@ -27,7 +27,7 @@ namespace {
 
 // __builtin_cpu_supports also asks whether the system saves the wide registers.
 #if defined(__x86_64__)
-bool runs_avx2() { return __builtin_cpu_supports("avx2"); }
+bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool runs_avx512_vnni() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&

@@ -8,19 +8,20 @@
 
 namespace bitnet {
 
-// The queries of one request a kernel attends with at once, for one key-value head.
+// The queries of one request a kernel attends with at once, for all or some of the heads that share a key-value head.
 struct AttentionPart {
     const float* q;            // [queries][heads][D], the first query of the part
     float* out;                // [queries][heads * D], the same
     const int32_t* block_ids;  // of the request
     int64_t first_position;    // of the first query
     int32_t queries, heads, layer, kv_head;
+    int32_t first_head, group;  // the heads first_head .. first_head + group - 1
 };
 
 struct Kernels {
     const char* isa;
-    int32_t linear_groups;  // groups of 16 rows a tile takes at once: cut rows at multiples of it
-    int32_t head_groups;
+    // Groups of 16 rows a tile takes at once: cut rows at multiples of it.
+    int32_t row_groups, linear_groups, head_groups;  // of the linear for one token, for more, of the head
     void (*linear)(const bn_quantized& q, const bn_weights& w, const float* residual, float* out, int32_t first_group,
                    int32_t last_group);
     void (*head)(const bn_quantized& q, const bn_table& table, float* logits, int32_t first_group, int32_t last_group);

@@ -19,7 +19,7 @@ BN_INLINE float mean_of_squares(const float* x, int width) {
                 lanes[i] = lanes[i] + v * v;
             }
         });
-    return total<float>((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) / float(width);
+    return total((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) / float(width);
 }
 
 // Codes of a row whose 16 values at k are value(k, count): clamp(rint(y * (127 / a)), -127, 127), a = max |y|.
@@ -27,7 +27,7 @@ template <class Value>
 BN_INLINE float quantize(int width, int8_t* codes, int32_t* sum, const Value& value) {
     I32x16 highest = fill(0);
     for (int k = 0; k < width; k += 16) highest = larger(magnitude_bits(value(k, width - k)), highest);
-    const int32_t top = largest<int32_t>(highest);
+    const int32_t top = largest(highest);
     float a;
     __builtin_memcpy(&a, &top, sizeof a);
     if (a < kLeastMaximum) a = kLeastMaximum;  // false for NaN
@@ -39,7 +39,7 @@ BN_INLINE float quantize(int width, int8_t* codes, int32_t* sum, const Value& va
         running = running + code;
         store_bytes(codes + k, code);
     }
-    if (sum) *sum = total<int32_t>(running);
+    if (sum) *sum = total(running);
     return a / 127.0f;
 }
 

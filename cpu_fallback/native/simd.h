@@ -9,6 +9,9 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #define BN_INLINE inline __attribute__((always_inline))
 #define BN_LAMBDA __attribute__((always_inline))
@@ -72,6 +75,24 @@ BN_INLINE Wide<Part> operator-(const Wide<Part>& a, const Wide<Part>& b) {
 template <class Part>
 BN_INLINE Wide<Part> operator*(const Wide<Part>& a, const Wide<Part>& b) {
     return each<Part>([](Part x, Part y) BN_LAMBDA { return x * y; }, a, b);
+}
+// a * b + c, rounded once: the same bits on every machine, and one instruction where there is one. Never left to the
+// compiler, which would fuse here and not there.
+BN_INLINE Float fused(Float a, Float b, Float c) {
+#if BN_LANES == 16
+    return (Float)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif BN_LANES == 8
+    return (Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (Float)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    Float out;
+    for (int i = 0; i < kLanes; ++i) out[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return out;
+#endif
+}
+BN_INLINE F32x16 fused(const F32x16& a, const F32x16& b, const F32x16& c) {
+    return each<Float>([](Float x, Float y, Float z) BN_LAMBDA { return fused(x, y, z); }, a, b, c);
 }
 BN_INLINE F32x16 operator/(const F32x16& a, const F32x16& b) {
     return each<Float>([](Float x, Float y) BN_LAMBDA { return x / y; }, a, b);
@@ -185,22 +206,29 @@ BN_INLINE void store_bytes(int8_t* to, const I32x16& value) {
 #endif
 }
 
-// One order of addition everywhere: lane i with i+8, then i+4, i+2, i+1.
-template <class Lane, class Part>
-BN_INLINE Lane total(const Wide<Part>& value) {
-    Lane lanes[16];
-    __builtin_memcpy(lanes, &value, sizeof lanes);
-    for (int half = 8; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] = lanes[i] + lanes[i + half];
-    return lanes[0];
+typedef float Quad __attribute__((vector_size(16)));
+typedef int32_t IntQuad __attribute__((vector_size(16)));
+
+// One order everywhere: lane i with i+8, then i+4, i+2, i+1.
+template <class Lane, class Four, class Part, class Pair>
+BN_INLINE Lane reduce(const Wide<Part>& value, const Pair& pair) {
+    Four quads[4];
+    __builtin_memcpy(quads, &value, sizeof quads);
+    const Four four = pair(pair(quads[0], quads[2]), pair(quads[1], quads[3]));
+    const Four two = pair(four, Four{four[2], four[3], four[2], four[3]});
+    return pair(two, Four{two[1], two[1], two[1], two[1]})[0];
 }
-template <class Lane, class Part>
-BN_INLINE Lane largest(const Wide<Part>& value) {
-    Lane lanes[16];
-    __builtin_memcpy(lanes, &value, sizeof lanes);
-    for (int half = 8; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-    return lanes[0];
+BN_INLINE float total(const F32x16& value) {
+    return reduce<float, Quad>(value, [](Quad a, Quad b) BN_LAMBDA { return a + b; });
+}
+BN_INLINE int32_t total(const I32x16& value) {
+    return reduce<int32_t, IntQuad>(value, [](IntQuad a, IntQuad b) BN_LAMBDA { return a + b; });
+}
+BN_INLINE float largest(const F32x16& value) {
+    return reduce<float, Quad>(value, [](Quad a, Quad b) BN_LAMBDA { return a > b ? a : b; });
+}
+BN_INLINE int32_t largest(const I32x16& value) {
+    return reduce<int32_t, IntQuad>(value, [](IntQuad a, IntQuad b) BN_LAMBDA { return a > b ? a : b; });
 }
 
 // Round half to even, for |x| < 2^22: the sum with 1.5 * 2^23 has no fraction bits left.
@@ -214,14 +242,14 @@ BN_INLINE F32x16 exp_nonpositive(const F32x16& x) {
     const F32x16 low = fill(-87.0f);
     const F32x16 inside = select(less(x, low), low, x);
     const F32x16 n = nearest(inside * fill(1.44269504088896341f));
-    const F32x16 r = (inside - n * fill(0.693359375f)) - n * fill(-2.12194440e-4f);
+    const F32x16 r = fused(n, fill(2.12194440e-4f), fused(n, fill(-0.693359375f), inside));
     F32x16 p = fill(1.9875691500e-4f);
-    p = p * r + fill(1.3981999507e-3f);
-    p = p * r + fill(8.3334519073e-3f);
-    p = p * r + fill(4.1665795894e-2f);
-    p = p * r + fill(1.6666665459e-1f);
-    p = p * r + fill(5.0000001201e-1f);
-    p = (p * (r * r) + r) + fill(1.0f);
+    p = fused(p, r, fill(1.3981999507e-3f));
+    p = fused(p, r, fill(8.3334519073e-3f));
+    p = fused(p, r, fill(4.1665795894e-2f));
+    p = fused(p, r, fill(1.6666665459e-1f));
+    p = fused(p, r, fill(5.0000001201e-1f));
+    p = fused(p, r * r, r) + fill(1.0f);
     // A NaN must not reach the conversion (undefined); its polynomial is NaN whatever the exponent is.
     const F32x16 exponent = select(less(fill(-127.0f), n), n, fill(0.0f));
     const I32x16 power = each<Int>([](Int e) BN_LAMBDA { return (e + 127) << 23; }, to_int(exponent));

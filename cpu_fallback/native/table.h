@@ -7,10 +7,9 @@
 
 namespace {
 
-constexpr int kLargerGroups = kLinearGroups > kRowGroups ? kLinearGroups : kRowGroups;
-
 constexpr bitnet::Kernels make_table(const char* isa) {
-    return {isa, kLargerGroups, kHeadGroups, linear, head, norm_quantize, gate_norm_quantize, rope_write, attend};
+    return {isa,  kRowGroups,    kLinearGroups,      kHeadGroups, linear,
+            head, norm_quantize, gate_norm_quantize, rope_write,  attend};
 }
 
 }  // namespace

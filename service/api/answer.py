@@ -83,7 +83,7 @@ class Answer(ABC):
     def settings(self) -> Event:
         """What became effective of the request's parameters."""
         effective = generation_settings(self.generation.params, self.generation.limits, self.info)
-        return {**effective, "stream": self.body.stream is True}
+        return {**effective, "ignore_eos": self.body.ignore_eos is True, "stream": self.body.stream is True}
 
     def extras(self, last: Delta) -> Event:
         """What our last chunk and whole objects carry beyond OpenAI's keys."""

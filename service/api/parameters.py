@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from service.api.errors import invalid_parameter
 from service.api.grammars import read_grammar
+from service.api.sampler_fields import read_min_tokens, read_stop_token_ids, sampler_params, sampler_settings
 from service.api.schemas import Bias, Generation
 from service.config import Settings
 from service.engine.async_engine import EngineInfo
@@ -24,7 +25,6 @@ T = TypeVar("T")
 DRAWN_SEED_BITS = 53
 # Any repeat_penalty above 0 is accepted, but beyond these a penalised logit would leave the range of float32.
 LEAST_PENALTY, MOST_PENALTY = 1e-6, 1e6
-SAMPLERS = ("logit_bias", "penalties", "top_k", "typical_p", "top_p", "min_p", "temperature")
 
 
 def read_limits(body: Generation, info: EngineInfo, settings: Settings) -> Limits:
@@ -34,12 +34,18 @@ def read_limits(body: Generation, info: EngineInfo, settings: Settings) -> Limit
         message = f"invalid 'n_ctx': should be less than or equal to {info.n_ctx_max}, this server's ceiling"
         raise invalid_parameter("n_ctx", f"{message} (got {n_ctx})")
     n_threads = body.n_threads
+    max_tokens = _max_tokens(body, settings)
+    stop_token_ids = read_stop_token_ids(body, info)
     return Limits(
         n_ctx=n_ctx,
         n_batch=min(_given(body.n_batch, info.n_batch), info.n_batch),
         n_threads=None if n_threads is None else min(n_threads, info.n_threads),
-        max_tokens=min(_max_tokens(body, settings), n_ctx),
+        max_tokens=min(max_tokens, n_ctx),
         stop=tuple(text for text in body.stop or () if text),
+        stop_token_ids=stop_token_ids,
+        include_stop=body.include_stop_str_in_output is True,
+        min_tokens=read_min_tokens(body, max_tokens, n_ctx),
+        end_ids=tuple(dict.fromkeys((*info.eos_ids, *stop_token_ids))),
     )
 
 
@@ -64,8 +70,9 @@ def read_sampling(body: Generation, limits: Limits, info: EngineInfo, settings: 
         repeat_last_n=_repeat_last_n(body, limits, settings),
         presence_penalty=_given(body.presence_penalty, settings.default_presence_penalty),
         frequency_penalty=_given(body.frequency_penalty, settings.default_frequency_penalty),
-        logit_bias=_logit_bias(body.logit_bias, info),
+        logit_bias=_logit_bias(body, limits, info),
         grammar=read_grammar(body),
+        **sampler_params(body, limits, info),
     )
 
 
@@ -88,15 +95,18 @@ def _repeat_last_n(body: Generation, limits: Limits, settings: Settings) -> int:
     return limits.n_ctx if window == -1 else window
 
 
-def _logit_bias(entries: list[Bias] | None, info: EngineInfo) -> tuple[Bias, ...]:
-    """Biases of one token add up, as in llama.cpp."""
+def _logit_bias(body: Generation, limits: Limits, info: EngineInfo) -> tuple[Bias, ...]:
+    """Biases of one token add up, and ignore_eos is a bias of minus infinity, as in llama.cpp."""
     total: defaultdict[int, float] = defaultdict(float)
-    for token_id, bias in entries or ():
+    for token_id, bias in body.logit_bias or ():
         if not 0 <= token_id < info.vocab_size:
             message = f"invalid 'logit_bias': token ids should be from 0 to {info.vocab_size - 1}"
             raise invalid_parameter("logit_bias", f"{message} (got {token_id})")
         total[token_id] += bias
-    if sum(bias == -math.inf for bias in total.values()) == info.vocab_size:
+    if body.ignore_eos:
+        total |= dict.fromkeys(info.eos_ids, -math.inf)
+    forbidden = {token_id for token_id, bias in total.items() if bias == -math.inf}
+    if len(forbidden.union(limits.end_ids if limits.min_tokens else ())) == info.vocab_size:
         raise invalid_parameter("logit_bias", "invalid 'logit_bias': it forbids every token there is")
     return tuple(sorted(total.items()))
 
@@ -117,7 +127,7 @@ def generation_settings(params: SamplingParams, limits: Limits, info: EngineInfo
         "logit_bias": [
             {"token": token_id, "bias": bias if math.isfinite(bias) else None} for token_id, bias in params.logit_bias
         ],
-        "samplers": list(SAMPLERS),
+        **sampler_settings(params, limits),
         "stop": list(limits.stop),
         "max_tokens": limits.max_tokens,
         "n_predict": limits.max_tokens,

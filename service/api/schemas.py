@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from service.api.constraint_fields import ConstraintFields
 from service.api.errors import ApiError, invalid_parameter, not_supported
+from service.api.sampler_fields import SamplerFields
 from service.api.tools import MAX_CALLS, ToolCallField, ToolFields
 from service.api.unserved import (
     NEUTRAL,
@@ -141,8 +142,8 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = Field(None, description="send a last chunk with the usage and no choices")
 
 
-class Generation(ConstraintFields):
-    """The fields of both tables of the API reference, shared by every generation route."""
+class Generation(SamplerFields, ConstraintFields):
+    """The fields of both tables of the API reference, of samplers and of grammars, shared by every generation route."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 

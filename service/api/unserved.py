@@ -13,7 +13,7 @@ from typing import Any
 from service.api.errors import not_supported
 
 # What asks for nothing: the values of a name not served that are taken, because doing nothing honours them. Names whose
-# values carry no behaviour at all (user, metadata, store, name, dry_base while dry_multiplier is 0, ...) are absent.
+# values carry no behaviour at all (user, metadata, store, name, ...) are absent.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "audio": (),
@@ -23,8 +23,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
-    "dry_multiplier": (0,),
-    "dynatemp_range": (0,),
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
@@ -33,17 +31,12 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "guided_json": (),
     "guided_regex": (),
     "id_slot": (-1,),
-    "ignore_eos": (False,),
     "image_data": ([],),
-    "include_stop_str_in_output": (False,),
     "input_prefix": (),
     "input_suffix": (),
     "length_penalty": (1,),
     "logprobs": (False,),
     "lora": ([],),
-    "min_keep": (0, 1),
-    "min_tokens": (0,),
-    "mirostat": (0,),
     "modalities": (["text"],),
     "n": (1,),
     "n_discard": (0,),
@@ -59,10 +52,8 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "return_progress": (False,),
     "return_token_ids": (False,),
     "return_tokens": (False,),
-    "samplers": (),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "stop_token_ids": ([],),
     "structured_outputs": (),
     "suffix": ("",),
     "t_max_predict_ms": (-1, 0),
@@ -71,11 +62,9 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
-    "top_n_sigma": (-1, 0),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "web_search_options": (),
-    "xtc_probability": (0,),
 }
 NEUTRAL_IN_MESSAGE: Mapping[str, tuple[object, ...]] = {
     "audio": (),

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from service.engine.breakers import Breakers
 from service.engine.errors import Draining, EngineError, GrammarsBusy, InvalidParameter, QueueFull
 from service.engine.generation import Generation
 from service.engine.grammar import Grammar, Matcher
@@ -142,7 +143,9 @@ class AsyncEngine:
         matcher = await self._start_grammar(params.grammar, loaded)
         self.raise_if_unavailable()
         self._num_opened += 1
-        request = Request(f"{request_id}/{self._num_opened}", prompt_ids, params, limits, matcher=matcher)
+        breakers = Breakers(params.dry_sequence_breakers, loaded.tokenizer.spell) if params.dry_multiplier else None
+        engine_id = f"{request_id}/{self._num_opened}"
+        request = Request(engine_id, prompt_ids, params, limits, breakers=breakers, matcher=matcher)
         loaded.engine.check_fits(request)
         return request
 

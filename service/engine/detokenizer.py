@@ -15,22 +15,28 @@ from collections.abc import Sequence
 
 
 class Detokenizer:
-    """The text of one generation. `stop`: strings that end it; empty ones are ignored.
+    """The text of one generation. `stop`: strings that end it; empty ones are ignored. include_stop: the one that is
+    met is the end of the text, instead of what comes after it, and nothing is ever held back.
 
     stopping_word: the stop string that was met, "" until then; afterwards no more text comes.
     """
 
-    __slots__ = ("_decoder", "_held", "_patterns", "stopping_word")
+    __slots__ = ("_decoder", "_held", "_include_stop", "_patterns", "stopping_word")
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
+    def __init__(self, stop: Sequence[str] = (), *, include_stop: bool = False) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._patterns = [_Pattern(word) for word in stop if word]
         self._held = ""
+        self._include_stop = include_stop
         self.stopping_word = ""
 
-    def push(self, data: bytes) -> str:
-        """Take the bytes of the next token; return the text that is certain now."""
-        return self._pass_on(self._decoder.decode(data))
+    def push(self, data: bytes, *, may_stop: bool = True) -> str:
+        """Take the bytes of the next token; return the text that is certain now.
+
+        may_stop: else no stop string is looked for in it. Such bytes come before all others.
+        """
+        text = self._decoder.decode(data)
+        return self._pass_on(text) if may_stop else text
 
     def flush(self) -> str:
         """The generation ends here: return what was held back; half a character becomes U+FFFD."""
@@ -49,7 +55,9 @@ class Detokenizer:
             word = self._advance(char)
             if word:
                 self.stopping_word, self._held = word, ""
-                return pending[: i + 1 - len(word)]
+                return pending[: i + 1 - (0 if self._include_stop else len(word))]
+        if self._include_stop:
+            return pending
         num_ready = len(pending) - max(pattern.num_matched for pattern in self._patterns)
         self._held = pending[num_ready:]
         return pending[:num_ready]

@@ -88,7 +88,9 @@ class Engine:
         """Queue a request that `check_fits`; its id is its own."""
         assert request.id not in self._live, f"request {request.id} is here already"
         self.scheduler.add(request)
-        self._live[request.id] = _Live(request, Detokenizer(request.limits.stop))
+        self._live[request.id] = _Live(
+            request, Detokenizer(request.limits.stop, include_stop=request.limits.include_stop)
+        )
 
     def abort(self, request_id: str) -> None:
         """Drop a request, waiting or running, at once and without a delta; unknown and finished ones are ignored."""
@@ -145,22 +147,24 @@ class Engine:
         self._counters.prompt_tokens += 0 if row.request.is_decoding else row.count
         self.scheduler.commit(row)
         if result is not None:
-            return self._extend(live, result.token_id)
+            return self._extend(live, result.token_id, result.mu)
         if row.request.gap == 0:  # max_tokens 0: the prompt is evaluated, and that was all
             return self._finish(live, "", (), "limit")
         return None
 
-    def _extend(self, live: _Live, token_id: int) -> Delta:
+    def _extend(self, live: _Live, token_id: int, mu: float | None) -> Delta:
         """The request has one more token: its text, and whether it ends with it."""
         request, text = live.request, live.text
         if live.first_token_s is None:
             live.first_token_s = self.clock()
             live.num_cached = request.num_cached
-        request.append(token_id)
+        limits = request.limits
+        request.append(token_id, mu)
         self._counters.generated_tokens += 1
-        is_eos = token_id in self.decoder.eos_ids
+        is_eos = token_id in self.decoder.eos_ids or token_id in limits.stop_token_ids
         try:
-            ready = text.push(b"" if is_eos else self.decoder.token_bytes(token_id))
+            piece = b"" if is_eos and not limits.include_stop else self.decoder.token_bytes(token_id)
+            ready = text.push(piece, may_stop=request.num_generated > limits.min_tokens)
         except LookupError:
             return self._fail(live, f"token {token_id} has no text")
         if text.stopping_word:

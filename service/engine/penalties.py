@@ -1,22 +1,27 @@
-"""What changes single logits before any is cut: logit_bias, then repetition, presence and frequency penalties.
+"""What changes single logits before any is cut: logit_bias, repetition, presence and frequency penalties, then DRY.
 
 The formula and the window are llama.cpp's: for each distinct token of the last `repeat_last_n` tokens (the prompt's
 included) that occurs c times there, logit = logit * r if logit <= 0 else logit / r, then
-logit -= c * frequency + presence. All in fp32. Knows which logits to change, not where they come from.
+logit -= c * frequency + presence. All in fp32. Until min_tokens are generated, the tokens that would end the output
+are forbidden, as by a bias of minus infinity. Knows which logits to change, not where they come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.dry import dry_penalties
+from service.engine.order import order_of
 from service.engine.ragged import pad
 from service.engine.request import Request
 
 NO_ID = -1
+F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +32,14 @@ class Edits:
     counts  float32 [R, E]  occurrences in the penalty window; 0 for a token that is only biased
     bias    float32 [R, E]  added first; -inf bans the token, and stands beside NO_ID
     runs    int64   [R, E]  the same ids ascending, repeated instead of NO_ID
+    dry     float32 [R, E]  taken off last; None where no row has any
     """
 
     ids: NDArray[np.int64]
-    counts: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    counts: F32
+    bias: F32
     runs: NDArray[np.int64]
+    dry: F32 | None = None
 
     def per_row(self) -> list[int]:
         """How many logits of each row are edited."""
@@ -40,7 +47,8 @@ class Edits:
         return counts
 
     def of_rows(self, rows: list[int]) -> Edits:
-        return Edits(self.ids[rows], self.counts[rows], self.bias[rows], self.runs[rows])
+        dry = None if self.dry is None else self.dry[rows]
+        return Edits(self.ids[rows], self.counts[rows], self.bias[rows], self.runs[rows], dry)
 
     def contains(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the ids [R, K] are edited in their row: bool [R, K]."""
@@ -55,9 +63,11 @@ def collect_edits(requests: Sequence[Request], listed: Sequence[list[int]] | Non
 
     listed: more ids of each row, which count as edited even where nothing changes them.
     """
-    windows = [penalty_window(request) for request in requests]
-    if listed is not None or any(request.params.logit_bias for request in requests):
-        return _with_biases(windows, [[*r.params.logit_bias] for r in requests], listed or [[]] * len(requests))
+    windows = [_window_first(request) for request in requests]
+    biases = [_biases(request) for request in requests]
+    dries = [_dry_first(request) for request in requests]
+    if listed is not None or any(biases) or any(dries):
+        return _with_biases(windows, biases, dries, listed or [()] * len(requests))
     runs = pad(windows, NO_ID)
     runs.sort(axis=1)
     is_first = _first_of_run(runs)
@@ -77,35 +87,62 @@ def penalty_window(request: Request) -> list[int]:
     return [] if is_neutral or length == 0 else request.token_ids[-length:]
 
 
-def apply_edits(logits: NDArray[np.float32], edits: Edits, requests: Sequence[Request]) -> NDArray[np.float32]:
+def apply_edits(logits: F32, edits: Edits, requests: Sequence[Request]) -> F32:
     """The edited logits: float32 [R, E], of the raw logits of `edits.ids`."""
+    penalised = penalise(logits + edits.bias, edits.counts, requests)
+    return penalised if edits.dry is None else penalised - edits.dry
+
+
+def penalise(logits: F32, counts: F32, requests: Sequence[Request]) -> F32:
+    """Logits [R, E] of tokens that occur so often in the windows of these requests, penalised: float32 [R, E]."""
     rows = [(p.repeat_penalty, p.presence_penalty, p.frequency_penalty) for p in (r.params for r in requests)]
     repeat, presence, frequency = np.array(rows, dtype=np.float32).T[:, :, None]
-    biased = logits + edits.bias
-    repeated = np.where(biased <= 0, biased * repeat, biased / repeat)
-    return np.where(edits.counts > 0, repeated - (edits.counts * frequency + presence), biased)
+    repeated = np.where(logits <= 0, logits * repeat, logits / repeat)
+    return np.where(counts > 0, repeated - (counts * frequency + presence), logits)
+
+
+def _window_first(request: Request) -> list[int]:
+    """The window, unless its penalties come later in the request's order, or never."""
+    is_first = request.is_plain or order_of(request.params).penalties_first
+    return penalty_window(request) if is_first else []
+
+
+def _dry_first(request: Request) -> Mapping[int, float]:
+    """What DRY takes off, unless it comes later in the request's order, or never."""
+    return dry_penalties(request) if not request.is_plain and order_of(request.params).dry_first else {}
+
+
+def _biases(request: Request) -> Sequence[tuple[int, float]]:
+    """The biases of its next token, each of another token but for those that are forbidden."""
+    biases, min_tokens = request.params.logit_bias, request.limits.min_tokens
+    if min_tokens and request.num_generated < min_tokens:
+        return biases + tuple((token_id, -math.inf) for token_id in request.limits.end_ids)
+    return biases
 
 
 def _with_biases(
-    windows: Sequence[list[int]], biases: Sequence[list[tuple[int, float]]], listed: Sequence[list[int]]
+    windows: Sequence[list[int]],
+    biases: Sequence[Sequence[tuple[int, float]]],
+    dries: Sequence[Mapping[int, float]],
+    listed: Sequence[Sequence[int]],
 ) -> Edits:
-    """The same where rows are biased, or list ids: a token that is in several of the three is one edit."""
-    parts = zip(windows, biases, listed, strict=True)
-    ids = pad([window + [token_id for token_id, _ in pairs] + more for window, pairs, more in parts], NO_ID)
-    counts = np.zeros(ids.shape, dtype=np.float32)
-    bias = np.zeros(ids.shape, dtype=np.float32)
-    for row, (window, pairs) in enumerate(zip(windows, biases, strict=True)):
+    """The same where rows are biased or DRY, or list ids: a token that is in several of these is one edit."""
+    rows = list(zip(windows, biases, dries, listed, strict=True))
+    ids = pad([[*window, *(token_id for token_id, _ in own), *dry, *more] for window, own, dry, more in rows], NO_ID)
+    counts, bias, taken = values = np.zeros((3, *ids.shape), dtype=np.float32)
+    for row, (window, own, dry, _) in enumerate(rows):
+        biased = len(window) + len(own)
         counts[row, : len(window)] = 1
-        bias[row, len(window) : len(window) + len(pairs)] = [value for _, value in pairs]
+        bias[row, len(window) : biased] = [value for _, value in own]
+        taken[row, biased : biased + len(dry)] = list(dry.values())
     order = np.argsort(ids, axis=1, kind="stable")
     ids = np.take_along_axis(ids, order, axis=1)
-    counts = np.take_along_axis(counts, order, axis=1)
-    bias = np.take_along_axis(bias, order, axis=1)
     is_first = _first_of_run(ids)
     starts = np.flatnonzero(is_first)
-    for values in (counts, bias):
-        values.ravel()[starts] = np.add.reduceat(values.ravel(), starts)
-    return _distinct(ids, is_first, counts, bias)
+    values = np.take_along_axis(values, order[None], axis=2).reshape(3, -1)
+    values[:, starts] = np.add.reduceat(values, starts, axis=1)
+    counts, bias, taken = values.reshape(3, *ids.shape)
+    return _distinct(ids, is_first, counts, bias, taken)
 
 
 def _first_of_run(runs: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -115,10 +152,10 @@ def _first_of_run(runs: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _distinct(
-    runs: NDArray[np.int64], is_first: NDArray[np.bool_], counts: NDArray[np.float32], bias: NDArray[np.float32]
+    runs: NDArray[np.int64], is_first: NDArray[np.bool_], counts: F32, bias: F32, dry: F32 | None = None
 ) -> Edits:
     ids = np.where(is_first, runs, NO_ID)
     is_none = ids == NO_ID
     counts[is_none] = 0
     bias[is_none] = -np.inf
-    return Edits(ids, counts, bias, runs)
+    return Edits(ids, counts, bias, runs, dry)

@@ -44,11 +44,13 @@ class StepPlan:
 class RowResult:
     """The token chosen for one row, or why there is none (then `token_id` means nothing, and only this row failed).
 
+    mu: the request's Mirostat state once it has this token; None where it uses none.
     is_grammar: what failed is the request's own grammar.
     """
 
     token_id: int
     error: str | None = None
+    mu: float | None = None
     is_grammar: bool = False
 
 

@@ -67,6 +67,10 @@ class PromptEncoder(Protocol):
 
     def encode_text(self, text: str) -> list[int]: ...
 
+    def spell(self, token_id: int) -> bytes:
+        """The bytes of a token as it is written in a prompt: those of a control token too."""
+        ...
+
 
 def encode_prompt(prompt: Prompt, limits: Limits, encoder: PromptEncoder) -> tuple[int, ...]:
     """The prompt's token ids, at least one, inside the vocabulary, and few enough for `limits`.

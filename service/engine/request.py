@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
+from service.engine.breakers import Breakers
 from service.engine.errors import EngineError
 from service.engine.grammar import Grammar, Matcher
 
 UNLIMITED = -1
+SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
+"""Every sampler that has a place in the order, in the order they have unless a request gives another."""
 
 StopKind: TypeAlias = Literal["eos", "word", "limit"]
 
@@ -37,15 +40,45 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: Grammar | None = None
+    # What follows is not in the fixed chain of sampler.py: a request that asks for any of it goes through chain.py.
+    samplers: tuple[str, ...] = SAMPLERS
+    min_keep: int = 0
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+
+    @property
+    def is_plain(self) -> bool:
+        """The fixed chain of sampler.py is all it asks for."""
+        return self.samplers == SAMPLERS and not (
+            self.min_keep > 1
+            or self.dynatemp_range > 0.0
+            or self.top_n_sigma > 0.0
+            or self.xtc_probability > 0.0
+            or self.dry_multiplier > 0.0
+            or self.mirostat
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a request may take; effective values.
+    """How much a request may take, and what ends it; effective values.
 
     n_ctx: most tokens of prompt and output together. n_batch: most prompt tokens of it in one step.
     n_threads: its wish, None for none. max_tokens: most generated tokens, -1 for as many as n_ctx allows.
-    stop: strings that end the output and are not part of it.
+    stop: strings that end the output, part of it only with include_stop. stop_token_ids: tokens that end it beside the
+    model's own. The first min_tokens tokens end nothing: until then no token of end_ids is chosen, and no stop string
+    is looked for.
     """
 
     n_ctx: int
@@ -53,10 +86,14 @@ class Limits:
     n_threads: int | None = None
     max_tokens: int = UNLIMITED
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    min_tokens: int = 0
+    end_ids: tuple[int, ...] = ()
 
 
 class FinishReason(StrEnum):
-    """Why a generation ended: STOP an end-of-sequence token or a stop string; LENGTH max_tokens or n_ctx."""
+    """Why a generation ended: STOP a token or a string that ends it; LENGTH max_tokens or n_ctx."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -68,9 +105,10 @@ class FinishReason(StrEnum):
 class Delta:
     """What one or several steps added to a generation; the last one carries `finish`.
 
-    text excludes stop strings and never ends inside a character. token_ids includes the end-of-sequence token, which
-    has no text. num_generated, num_cached (prompt tokens taken from the prefix cache), prompt_ms and predicted_ms are
-    totals up to this delta. stop_kind and stopping_word are set with finish STOP or LENGTH, error with finish ERROR.
+    text excludes stop strings (unless they were asked for) and never ends inside a character. token_ids includes the
+    token that ended it, which has no text either. num_generated, num_cached (prompt tokens taken from the prefix
+    cache), prompt_ms and predicted_ms are totals up to this delta. stop_kind and stopping_word are set with finish STOP
+    or LENGTH, error with finish ERROR.
     """
 
     text: str = ""
@@ -106,8 +144,9 @@ class Request:
     token_ids: prompt, then what was generated. num_computed of them are in the cache, num_cached of those were found
     there. block_ids: the KV blocks held, in order; token i sits in block_ids[i // block_tokens]. block_keys: chained
     hashes of its leading full blocks of tokens, as far as anybody asked for them. limit: most tokens it may come to.
-    salt: requests of different salts share no cached blocks. matcher: how far the output is in its grammar; None
-    where it has none.
+    salt: requests of different salts share no cached blocks. mu: Mirostat's surprise limit, in bits. breakers: finds
+    the sequence breakers of DRY in its tokens; without it there are none. matcher: how far the output is in its
+    grammar; None where it has none.
 
     While it lives, 0 <= num_cached <= num_computed < total <= limit; each method below keeps that, or asserts.
     The one exception is the instant at which a prompt with max_tokens = 0 is evaluated: computed == total == limit.
@@ -116,11 +155,14 @@ class Request:
     __slots__ = (
         "block_ids",
         "block_keys",
+        "breakers",
         "choice_index",
         "id",
+        "is_plain",
         "limit",
         "limits",
         "matcher",
+        "mu",
         "num_cached",
         "num_computed",
         "params",
@@ -137,6 +179,7 @@ class Request:
         limits: Limits,
         choice_index: int = 0,
         salt: bytes = b"",
+        breakers: Breakers | None = None,
         matcher: Matcher | None = None,
     ) -> None:
         self.id = id
@@ -146,6 +189,9 @@ class Request:
         self.choice_index = choice_index
         self.salt = salt
         self.matcher = matcher
+        self.breakers = breakers
+        self.is_plain = params.is_plain
+        self.mu = 2 * params.mirostat_tau
         self.limit = self._most_tokens()
         self.token_ids: list[int] = list(prompt_ids)
         self.num_computed = 0
@@ -197,11 +243,16 @@ class Request:
         self.num_computed += num_tokens
         assert 0 <= self.num_cached <= self.num_computed <= self.total
 
-    def append(self, token_id: int) -> None:
-        """One more token is generated; all before it are computed."""
+    def append(self, token_id: int, mu: float | None = None) -> None:
+        """One more token is generated; all before it are computed. `mu` is what comes of it for Mirostat.
+
+        Only here does `mu` move, so a row that is run again starts from where it did.
+        """
         assert self.gap == 0, f"{self.gap} tokens before it are not computed"
         assert not self.is_full, f"already {self.total} tokens of {self.limit}"
         self.token_ids.append(token_id)
+        if mu is not None:
+            self.mu = mu
 
     def rewind(self) -> list[int]:
         """Give up everything computed, keep every token; the blocks that were held are returned, to be released."""

@@ -2,13 +2,13 @@
 
 The order of the samplers is fixed: logit_bias, penalties, top_k, typical_p, top_p, min_p, temperature, draw. Their
 meanings are llama.cpp's: each of the middle ones looks at the probabilities of what its predecessors left, before the
-temperature. Temperature 0 takes the largest logit after the penalties; equal logits go to the lower id.
+temperature. Temperature 0 takes the largest logit after the penalties; equal logits go to the lower id. A row that asks
+for more than this fixed chain is ranked with the others, and then goes through `chain.py` by itself.
 
 A row's token depends on its own logits, parameters and position, not on its company: bias and penalties are fp32,
 everything after them is float64, and every sum runs over the candidates one after the other (`np.add.accumulate`),
 where a candidate that is cut, or that only pads the row, adds an exact zero.
 
-Scores here are float64 [R, C], each row in descending order; a candidate that is banned or cut has score -inf.
 Knows nothing of the model beyond `LogitSource`, and nothing of text.
 """
 
@@ -25,19 +25,21 @@ from torch import Tensor
 
 from service.engine import philox
 from service.engine.candidates import Candidates, rank
+from service.engine.chain import LAST_DRAW, run_chain
+from service.engine.cuts import F64, min_p, top_k, top_p, typical_p, weights
 from service.engine.masks import Masks, listed_ids, of_rows, read_masks, short_rows
+from service.engine.order import order_of
 from service.engine.penalties import NO_ID, Edits, collect_edits
 from service.engine.plan import RowResult
-from service.engine.request import Request, SamplingParams
+from service.engine.request import Request
 
 NOT_FINITE = "the model's logits are not finite numbers"
 ALL_BANNED = "logit_bias bans every token"
 
 MAX_TOP = 1024
 """A row that needs more of the largest logits than this is ranked from its whole vocabulary, by itself."""
-
-TINY = 5e-324
-F64 = NDArray[np.float64]
+WIDE_ROWS = 8
+"""So many of those rows share one pass over the head; it bounds the memory of their logits."""
 
 
 class LogitSource(Protocol):
@@ -57,7 +59,7 @@ def sample(source: LogitSource, hidden: Tensor, requests: Sequence[Request]) -> 
     if not requests:
         return []
     is_finite = finite_rows(hidden)
-    limits = [num_candidates(request.params) for request in requests]
+    limits = [num_candidates(request) for request in requests]
     results = [RowResult(NO_ID, NOT_FINITE)] * len(requests)
     masks, failures = read_masks(requests)
     with np.errstate(all="ignore"):  # rows of NaN, rows of nothing but -inf, and tails that underflow to zero
@@ -91,8 +93,8 @@ def rank_candidates(
         if mask is not None and mask.listed is not None:
             needs[row] = 1  # all that it may become is among its edits
     narrow = [row for row, need in enumerate(needs) if need <= MAX_TOP]
-    ranked = []
     wide = [row for row, need in enumerate(needs) if need > MAX_TOP]
+    ranked = []
     if narrow:
         x, own, own_requests = _select(narrow, hidden, edits, requests)
         top_ids, top_logits = source.top_logits(x, max(needs[row] for row in narrow), torch.from_numpy(own.ids))
@@ -104,14 +106,29 @@ def rank_candidates(
             too_short = [narrow[place] for place in short_rows(own_masks, ids, own.ids, looked_at)]
             candidates = candidates.without(too_short)
             wide += too_short
-        if candidates.rows:
-            ranked.append(candidates)
-    for row in wide:
-        x, own, own_requests = _select([row], hidden, edits, requests)
-        every = source.logits(x).cpu().numpy()
-        ids = np.concatenate([np.arange(every.shape[1])[None, :], own.ids], axis=1)
-        logits = every[:, ids[0]]  # NO_ID reads some logit, which its bias of -inf undoes
-        ranked.append(rank([row], ids, logits, own, own_requests, in_order=False, masks=of_rows(masks, [row])))
+        ranked = [candidates] if candidates.rows else []
+    return ranked + _rank_wide(source, hidden, requests, wide, edits, masks)
+
+
+def _rank_wide(
+    source: LogitSource,
+    hidden: Tensor,
+    requests: Sequence[Request],
+    rows: list[int],
+    edits: Edits,
+    masks: Masks | None,
+) -> list[Candidates]:
+    """Rank all tokens of these rows, each by itself."""
+    ranked = []
+    for start in range(0, len(rows), WIDE_ROWS):
+        group = rows[start : start + WIDE_ROWS]
+        every = source.logits(hidden[group]).cpu().numpy()
+        for place, row in enumerate(group):
+            own = edits.of_rows([row])
+            ids = np.concatenate([np.arange(every.shape[1])[None, :], own.ids], axis=1)
+            logits = every[place, ids]  # NO_ID reads some logit, which its bias of -inf undoes
+            own_masks = of_rows(masks, [row])
+            ranked.append(rank([row], ids, logits, own, [requests[row]], in_order=False, masks=own_masks))
     return ranked
 
 
@@ -131,8 +148,11 @@ def finite_rows(x: Tensor) -> list[bool]:
     return rows
 
 
-def num_candidates(params: SamplingParams) -> int | None:
+def num_candidates(request: Request) -> int | None:
     """How many of the largest logits a row looks at; None is all of them."""
+    params = request.params
+    if not request.is_plain:
+        return order_of(params).num_candidates
     if params.temperature <= 0.0:
         return 1
     return params.top_k if params.top_k > 0 else None
@@ -141,20 +161,23 @@ def num_candidates(params: SamplingParams) -> int | None:
 def choose(candidates: Candidates, requests: Sequence[Request]) -> Iterator[RowResult]:
     """The result of each of these rows."""
     token_ids = candidates.ids[:, 0]
-    drawn = [row for row, request in enumerate(requests) if request.params.temperature > 0.0]
+    drawn = [row for row, request in enumerate(requests) if request.is_plain and request.params.temperature > 0.0]
     if len(drawn) == len(requests):
         token_ids = draw(candidates.ids, candidates.logits, requests)
     elif drawn:
         token_ids = token_ids.copy()
         token_ids[drawn] = draw(candidates.ids[drawn], candidates.logits[drawn], [requests[row] for row in drawn])
     is_banned = candidates.logits[:, 0] == -np.inf
-    for token_id, finite, banned in zip(
-        token_ids.tolist(), candidates.finite.tolist(), is_banned.tolist(), strict=True
+    for row, (token_id, finite, banned) in enumerate(
+        zip(token_ids.tolist(), candidates.finite.tolist(), is_banned.tolist(), strict=True)
     ):
-        if finite and not banned:
+        if not finite or banned:
+            yield RowResult(NO_ID, NOT_FINITE if not finite else ALL_BANNED)
+        elif requests[row].is_plain:
             yield RowResult(token_id)
         else:
-            yield RowResult(NO_ID, ALL_BANNED if finite else NOT_FINITE)
+            chosen_id, mu = run_chain(candidates.ids[row], candidates.logits[row], requests[row])
+            yield RowResult(chosen_id, mu=mu)
 
 
 def draw(ids: NDArray[np.int64], logits: NDArray[np.float32], requests: Sequence[Request]) -> NDArray[np.int64]:
@@ -169,7 +192,9 @@ def draw(ids: NDArray[np.int64], logits: NDArray[np.float32], requests: Sequence
         scores = min_p(scores, minimum)
     sums = np.add.accumulate(weights(scores, temperature), axis=1)
     totals = sums[:, -1:]
-    randoms = [[philox.uniform(request.params.seed, request.total, request.choice_index)] for request in requests]
+    randoms = [
+        [philox.uniform(request.params.seed, request.total, request.choice_index, LAST_DRAW)] for request in requests
+    ]
     # random * total may round up to the total, which no sum exceeds
     threshold = np.minimum(np.array(randoms) * totals, np.nextafter(totals, 0.0))
     place = (sums > threshold).argmax(axis=1)
@@ -182,53 +207,3 @@ def columns(requests: Sequence[Request]) -> list[F64]:
     params = [request.params for request in requests]
     rows = [(p.top_k if p.top_k > 0 else np.inf, p.typical_p, p.top_p, p.min_p, p.temperature) for p in params]
     return list(np.array(rows, dtype=np.float64).T[:, :, None])
-
-
-def top_k(scores: F64, k: F64) -> F64:
-    """Keep the k largest."""
-    scores = scores[:, : int(min(k.max(), scores.shape[1]))]
-    return np.where(np.arange(scores.shape[1]) < k, scores, -np.inf)
-
-
-def typical_p(scores: F64, p: F64) -> F64:
-    """Keep the tokens whose surprise is nearest the entropy, until their probability exceeds p; p >= 1 keeps all.
-
-    Source: Meister et al., "Locally typical sampling" (TACL 2023), as llama.cpp has it.
-    """
-    relative = weights(scores)
-    probs = relative / np.add.accumulate(relative, axis=1)[:, -1:]
-    surprise = -np.log(probs)
-    entropy = np.add.accumulate(np.where(probs > 0.0, probs * surprise, 0.0), axis=1)[:, -1:]
-    order = np.abs(surprise - entropy).argsort(axis=1, kind="stable")
-    is_typical = np.empty(scores.shape, dtype=np.bool_)
-    np.put_along_axis(is_typical, order, sums_before(np.take_along_axis(probs, order, axis=1)) <= p, axis=1)
-    return np.where(is_typical | (p >= 1.0), scores, -np.inf)
-
-
-def top_p(scores: F64, p: F64) -> F64:
-    """Keep the likeliest tokens until their probability reaches p, at least one; p >= 1 keeps all.
-
-    Source: Holtzman et al., "The curious case of neural text degeneration" (ICLR 2020), nucleus sampling.
-    """
-    relative = weights(scores)
-    before = sums_before(relative)
-    enough = np.where(p >= 1.0, np.inf, np.maximum(p, TINY)) * (before[:, -1:] + relative[:, -1:])
-    return np.where(before < enough, scores, -np.inf)
-
-
-def min_p(scores: F64, p: F64) -> F64:
-    """Keep the tokens at least p times as likely as the likeliest; p = 0 keeps all."""
-    return np.where(weights(scores) >= p, scores, -np.inf)
-
-
-def weights(scores: F64, temperature: F64 | float = 1.0) -> F64:
-    """exp(score / temperature), scaled so that the largest is 1; 0 for what is cut."""
-    relative: F64 = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature)
-    return relative
-
-
-def sums_before(values: F64) -> F64:
-    """What stands left of each value, added up from the left."""
-    before = np.zeros_like(values)
-    np.add.accumulate(values[:, :-1], axis=1, out=before[:, 1:])
-    return before

@@ -31,7 +31,7 @@ _ORDER: tuple[State, ...] = ("loading", "ready", "draining", "dead")
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What there is to know of a loaded engine. n_ctx: what a silent request gets; n_ctx_max: the most it may ask for;
-    n_batch, n_threads: the ceilings; created: Unix time in seconds."""
+    n_batch, n_threads: the ceilings; created: Unix time in seconds; eos_ids: the tokens that end a generation."""
 
     model_id: str
     created: int
@@ -42,6 +42,7 @@ class EngineInfo:
     n_threads: int
     max_running: int
     kv_tokens: int
+    eos_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

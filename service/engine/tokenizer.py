@@ -28,6 +28,7 @@ from service.engine.tools import Tool
 
 MAX_TOKENIZER_BYTES = 256 * 2**20
 MAX_CONFIG_BYTES = 16 * 2**20
+UTF8_CONTINUATION = bytes(range(0x80, 0xC0))
 # How models spell the end of a turn; where one of these is an added token, it ends a generation.
 END_OF_TURN = (
     "<|eot_id|>",
@@ -81,7 +82,7 @@ class Tokenizer:
             is_control = token.special or token_id in self.eos_ids
             self._bytes[token_id] = b"" if is_control else token.content.encode()
         longest_special = max((len(token.content) for token in added.values()), default=0)
-        self.max_token_chars = max(1, longest_special, *(_num_chars(spelling) for spelling in self._bytes))
+        self.max_token_chars = max(1, longest_special, *map(_num_chars, self._bytes))
         self._prefix = self._find_prefix(backend)
         self.bos_id = self._prefix[0] if self._prefix else None
         self._control_ids = {
@@ -89,6 +90,7 @@ class Tokenizer:
             for token_id, token in added.items()
             if token.special or token_id in self.eos_ids or self._template_writes(token.content)
         }
+        self._control_spellings = {id_: token.content.encode() for id_, token in added.items()}
         self._guard = Guard(list(self._control_ids))
         self._aliased: AliasedTokenizer | None = None
         self._aliased_lock = threading.Lock()
@@ -147,6 +149,10 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to the text, perhaps part of a character; b"" for a control token or an unknown id."""
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
+
+    def spell(self, token_id: int) -> bytes:
+        """What a token is written as, control tokens included; b"" for an id without a token."""
+        return self._control_spellings.get(token_id) or self.token_bytes(token_id)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens; U+FFFD where they end inside a character."""
@@ -234,4 +240,4 @@ def _token_text(entry: Any) -> str | None:
 
 def _num_chars(spelling: bytes) -> int:
     """Characters that begin in these bytes: those of all tokens of a text add up to the text's."""
-    return sum(byte & 0xC0 != 0x80 for byte in spelling)
+    return len(spelling.translate(None, delete=UTF8_CONTINUATION))

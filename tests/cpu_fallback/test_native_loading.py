@@ -77,7 +77,9 @@ def test_python_mirrors_the_structs_of_the_header() -> None:
     assert f"#define BN_ABI_VERSION {ABI_VERSION}\n" in header
     bodies = dict(re.findall(r"typedef struct \{((?:[^}])*)\} bn_(\w+);", header))
     structs = {name: body for body, name in bodies.items()}
-    assert set(structs) == {"weights", "segment", "quantized", "table", "cache", "rope", "batch", "layer", "plan"}
+    assert set(structs) == {
+        *("weights", "segment", "quantized", "table", "cache", "rope", "batch", "layer", "plan", "draw")
+    }
     for name, body in structs.items():
         mirror = getattr(native_library, f"Native{name.capitalize()}")
         plain = re.sub(r"//[^\n]*", "", body)
@@ -119,6 +121,18 @@ def test_threads_come_and_go_without_changing_results() -> None:
             assert torch.equal(wing.quantize(x).codes, expected.codes)
     with pytest.raises(ValueError, match="at least 1"):
         wing.set_threads(0)
+
+
+def test_torch_is_held_to_one_thread_until_the_wing_is_closed() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        wing = load("auto", 2, library())
+        assert torch.get_num_threads() == 1
+        wing.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_context_on_an_unknown_instruction_set_is_refused() -> None:

@@ -57,6 +57,9 @@ class FakeTokenizer:
             raise IndexError(token_id)
         return bytes([token_id]) if token_id < 256 else b""
 
+    def spell(self, token_id: int) -> bytes:
+        return self.token_bytes(token_id)
+
 
 def hashed(prefix: Sequence[int], request: Request) -> int:
     """Any lower-case letter, or now and then EOS: a function of the prefix, the seed and the choice index."""
@@ -193,6 +196,7 @@ def make_fake_engine(
             n_threads=made.limits.n_threads,
             max_running=made.limits.max_running,
             kv_tokens=made.pool.num_tokens,
+            eos_ids=(EOS, END),
         )
         return Loaded(made, FakeTokenizer(), info, GrammarCompiler(FakeTokenizer()) if grammars else None)
 

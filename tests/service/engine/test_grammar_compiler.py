@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 
@@ -79,7 +80,7 @@ def test_no_grammar_allows_padding_or_control_tokens(compiler: GrammarCompiler) 
         *range(0x80, 0xC2),
         *range(0xF5, 256),
     }
-    with pytest.raises(InvalidParameter, match="no token of this model can begin it|does not|doesn't"):
+    with pytest.raises(InvalidParameter, match="no token of this model can begin it"):
         start(compiler, "grammar", f"start: <[{VOCAB_SIZE}-{VOCAB_SIZE + 3}]>")
 
 
@@ -188,9 +189,8 @@ def test_a_hostile_grammar_is_refused_or_runs_within_its_limits(compiler: Gramma
                 break
             matcher.advance(min(tokens))
     except MatcherError as error:
-        with pytest.raises(MatcherError, match="grammar"):
+        with pytest.raises(MatcherError, match=re.escape(str(error))):
             matcher.mask()
-        assert "grammar" in str(error)
 
 
 def test_a_grammar_above_the_limit_is_not_even_looked_at(compiler: GrammarCompiler) -> None:

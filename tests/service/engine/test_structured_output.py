@@ -1,4 +1,4 @@
-"""Whole engines with the demo model, whose every output is constrained: what comes out obeys, and nothing else moves."""
+"""Whole engines of the demo model with constrained outputs: what comes out obeys, and nothing else moves."""
 
 from __future__ import annotations
 

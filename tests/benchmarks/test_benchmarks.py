@@ -1,0 +1,165 @@
+"""The benchmarks at toy size: that they measure what they say, not how fast this machine is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cpu_model import Sample, cost_of, measure, table_row
+from benchmarks.limits import Limits
+from benchmarks.model_steps import Case, OurSteps
+from benchmarks.report import percentile
+from benchmarks.serving import Answer, Prompts, figures
+from benchmarks.serving import Case as Clients
+from benchmarks.shapes import SHAPES, checkpoint, step_cost, ternary_weights
+from benchmarks.timebox import TimeBox
+
+SIZES = {"rows": 2, "context": 33, "prompt": 40}
+
+
+class FixedSteps:
+    """An engine whose every run takes as long."""
+
+    weight_bits = 2.0
+    head_bits = 8.0
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name = name
+        self.seconds = seconds
+        self.asked: list[tuple[Case, int]] = []
+
+    def times_s(self, case: Case, threads: int, seconds: float) -> list[float]:
+        self.asked.append((case, threads))
+        return [self.seconds]
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OurSteps]:
+    folder = checkpoint("toy", tmp_path_factory.mktemp("cache"))
+    steps = OurSteps(folder, isa="auto", head_dtype=None, **SIZES)
+    yield steps
+    steps.close()
+
+
+@pytest.mark.parametrize("case", [Case("prefill", 40), Case("decode", 1), Case("decode", 2)], ids=str)
+def test_our_model_runs_each_case_at_least_once(ours: OurSteps, case: Case) -> None:
+    assert len(ours.times_s(case, threads=1, seconds=0.0)) == 1
+
+
+def test_a_checkpoint_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+    folder = checkpoint("toy", tmp_path)
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert checkpoint("toy", tmp_path) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_2b4t_shape_has_two_billion_and_84_million_ternary_weights() -> None:
+    assert ternary_weights(SHAPES["2b4t"]) == 2_084_044_800
+
+
+def test_a_step_reads_each_weight_once_and_multiplies_it_for_every_token() -> None:
+    shape = SHAPES["toy"]
+    one = step_cost(shape, tokens=1, keys=0, logits=1, weight_bits=2.0, head_bits=8.0)
+    four = step_cost(shape, tokens=4, keys=0, logits=4, weight_bits=2.0, head_bits=8.0)
+    assert one.num_bytes == four.num_bytes == ternary_weights(shape) / 4 + shape.vocab * shape.hidden
+    assert four.macs == 4 * one.macs == 4 * (ternary_weights(shape) + shape.vocab * shape.hidden)
+
+
+def test_a_decode_step_reads_the_cache_of_every_row() -> None:
+    one = cost_of("toy", Case("decode", 1), FixedSteps("ours", 1.0), context=9)
+    two = cost_of("toy", Case("decode", 2), FixedSteps("ours", 1.0), context=9)
+    shape = SHAPES["toy"]
+    assert two.num_bytes - one.num_bytes == 10 * shape.layers * 2 * shape.kv_heads * shape.head_size * 2
+
+
+def test_engines_take_turns_at_being_first() -> None:
+    order: list[str] = []
+
+    class Recorded(FixedSteps):
+        def times_s(self, case: Case, threads: int, seconds: float) -> list[float]:
+            order.append(self.name)
+            return super().times_s(case, threads, seconds)
+
+    engines = [Recorded("ours", 1.0), Recorded("peer", 2.0)]
+    limits = Limits(1.0, 1.0, 1.0, "none")
+    found = measure(engines, [Case("decode", 1)], 2, lambda threads: limits, range(2), 0.0)
+    assert order == ["ours", "peer", "peer", "ours"]
+    assert found[Case("decode", 1), "peer"] == [Sample(2.0, limits), Sample(2.0, limits)]
+
+
+def test_a_run_is_set_against_the_higher_of_the_limits_before_and_after_it() -> None:
+    rates = iter([3.0, 1.0, 2.0])
+    engines = [FixedSteps("ours", 1.0), FixedSteps("peer", 1.0)]
+    found = measure(
+        engines, [Case("decode", 1)], 2, lambda threads: Limits(next(rates), 1.0, 1.0, "none"), range(1), 0.0
+    )
+    assert [sample.limits.gigabytes_per_s for samples in found.values() for sample in samples] == [3.0, 2.0]
+
+
+def test_a_row_is_set_against_the_limits_of_its_own_round() -> None:
+    cost = step_cost(SHAPES["toy"], tokens=8, keys=0, logits=8, weight_bits=2.0, head_bits=8.0)
+    fast = Limits(cost.num_bytes / 1e9, cost.macs / 1e9, 1.0, "none")  # either floor is one second
+    slow = Limits(fast.gigabytes_per_s / 2, fast.gigamacs_per_s / 2, 1.0, "none")
+    ours, peer = [Sample(2.0, fast), Sample(4.0, slow)], [Sample(6.0, fast), Sample(12.0, slow)]
+    row = table_row(Case("decode", 8), 2, cost, peer, ours)
+    assert row["of_floor"] == pytest.approx(1 / 6)
+    assert row["ours_is_x"] == pytest.approx(3.0)
+    assert row["tok_s"] == pytest.approx((8 / 6 + 8 / 12) / 2)
+
+
+def test_percentiles_are_values_that_were_measured() -> None:
+    values = [float(value) for value in range(1, 201)]
+    assert percentile(values, 0.99) == 198.0
+    assert percentile([3.0], 0.99) == 3.0
+
+
+def test_serving_figures_count_tokens_until_the_last_stream_ends() -> None:
+    answers = [Answer([1.0, 1.5, 2.0], 2.0, 3), Answer([2.0, 3.0], 4.0, 3)]
+    found = figures(answers)
+    assert found["tok_s"] == 6 / 4.0
+    assert found["first_s"] == 1.5
+    assert found["gap_ms"] == 500.0
+    assert found["gap_p99_ms"] == 1000.0
+
+
+def test_prompts_share_the_prefix_and_nothing_else_and_are_new_in_each_round() -> None:
+    prompts = Prompts(vocab=10_000, forbidden=(10_001,), prompt=8, generate=4)
+    prefix, bodies = prompts.bodies(Clients(3, prefix=16), turn=0)
+    assert len(prefix) == 16
+    assert all(body["prompt"][:16] == prefix and len(body["prompt"]) == 24 for body in bodies)
+    assert len({tuple(body["prompt"][16:]) for body in bodies}) == 3
+    assert prompts.bodies(Clients(3, prefix=16), turn=1)[0] != prefix
+    assert prompts.bodies(Clients(3, prefix=16), turn=0) == (prefix, bodies)
+
+
+def clocked(box_minutes: float | None, round_s: list[float]) -> list[int]:
+    """How many rounds each part gets, of three at most, when its rounds take so long."""
+    now = [0.0]
+    box = TimeBox(box_minutes, len(round_s), clock=lambda: now[0])
+    counts = []
+    for seconds in round_s:
+        count = 0
+        for _ in box.rounds(3):
+            now[0] += seconds
+            count += 1
+        counts.append(count)
+    return counts
+
+
+def test_a_time_box_gives_each_part_the_rounds_that_fit_and_passes_on_what_is_left() -> None:
+    assert clocked(1.0, [10.0, 15.0]) == [3, 2]
+    assert clocked(1.0, [5.0, 15.0]) == [3, 3]
+
+
+def test_a_time_box_gives_each_part_one_round_however_long_it_takes() -> None:
+    assert clocked(1.0, [100.0, 100.0]) == [1, 1]
+
+
+def test_without_minutes_every_round_is_run() -> None:
+    assert clocked(None, [1000.0]) == [3]
+
+
+def test_of_two_measurements_the_higher_of_each_limit_counts() -> None:
+    assert Limits(1.0, 4.0, 5.0, "dot").best(Limits(2.0, 3.0, 6.0, "dot")) == Limits(2.0, 4.0, 6.0, "dot")
