@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.errors import invalid_parameter
+from service.api.schema_text import schema_text
 from service.engine.grammar import Grammar
 
 ANY_OBJECT = '{"type": "object"}'
@@ -54,7 +55,7 @@ def read_constraint(body: ConstraintFields) -> Grammar | None:
         for grammar in (
             _from_response_format(body.response_format),
             None if body.json_schema is None else _of_schema(body.json_schema, "json_schema"),
-            Grammar("grammar", body.grammar, "grammar") if body.grammar else None,
+            _of_grammar(body.grammar, "grammar") if body.grammar else None,
             Grammar("regex", body.regex, "regex") if body.regex else None,
         )
         if grammar is not None
@@ -75,13 +76,11 @@ def _from_response_format(form: ResponseFormat | None) -> Grammar | None:
     return _of_schema(form.json_schema.schema_, "response_format")
 
 
+def _of_grammar(text: str, param: str) -> Grammar:
+    if "%json" in text:
+        raise invalid_parameter(param, f"invalid '{param}': '%json' is not taken here, use 'json_schema'")
+    return Grammar("grammar", text, param)
+
+
 def _of_schema(schema: dict[str, Any], param: str) -> Grammar:
     return Grammar("json_schema", schema_text(schema, param), param)
-
-
-def schema_text(schema: dict[str, Any], param: str) -> str:
-    """A schema as JSON again. Raises ApiError."""
-    try:
-        return json.dumps(schema)
-    except RecursionError:
-        raise invalid_parameter(param, f"invalid '{param}': the schema is nested too deeply") from None

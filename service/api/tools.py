@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from service.api.constraint_fields import schema_text
 from service.api.errors import invalid_parameter
+from service.api.schema_text import schema_text
 from service.api.unserved import show
 from service.engine.tool_reader import Arguments, CallBegun, ToolReader, Words
 from service.engine.tools import Tool, ToolCall, ToolUse

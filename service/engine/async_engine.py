@@ -161,7 +161,8 @@ class AsyncEngine:
             return await asyncio.wait_for(asyncio.wrap_future(compiling), deadline_s)
         except TimeoutError:
             if compiling.cancelled():  # it was still in the queue
-                raise GrammarsBusy(deadline_s) from None
+                message = f"other grammars are being compiled, and this one waited {deadline_s:g} s"
+                raise GrammarsBusy(message) from None
             message = f"invalid '{grammar.param}': it takes more than {deadline_s:g} s to compile"
             raise InvalidParameter(message, grammar.param) from None
 

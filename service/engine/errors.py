@@ -82,10 +82,10 @@ class QueueFull(Unavailable):
 
 
 class GrammarsBusy(Unavailable):
-    """Other requests' grammars have kept the compilers busy all the time that this one could wait."""
+    """Other requests' grammars take all the compilers, or all the memory, that there are."""
 
-    def __init__(self, waited_s: float) -> None:
-        super().__init__(f"other grammars are being compiled, and this one waited {waited_s:g} s", retry_after_s=2)
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_s=2)
 
 
 class EngineDead(Unavailable):

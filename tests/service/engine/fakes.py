@@ -18,6 +18,7 @@ import numpy as np
 from service.engine.async_engine import AsyncEngine, EngineInfo, EngineOptions, Loaded
 from service.engine.blocks import BlockPool
 from service.engine.engine import Engine
+from service.engine.grammar import MatcherError
 from service.engine.grammar_compiler import GrammarCompiler
 from service.engine.plan import RowResult, ScheduledRow, StepPlan
 from service.engine.prompt import Message
@@ -142,7 +143,10 @@ class FakeRunner:
             return RowResult(-1, message)
         prefix = [self.slots[self._slot(row.request, position)] for position in range(row.start + row.count)]
         assert prefix == row.request.token_ids, "the cache holds other tokens than the request"
-        return RowResult(self.choose(row.request.token_ids, row.request))
+        try:
+            return RowResult(self.choose(row.request.token_ids, row.request))
+        except MatcherError as error:
+            return RowResult(-1, str(error), is_grammar=True)
 
 
 def make_engine(

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from service.engine.errors import InvalidParameter
+from service.engine.errors import GrammarsBusy, InvalidParameter
 from service.engine.grammar import Grammar, GrammarKind, MatcherError
-from service.engine.grammar_compiler import MAX_GRAMMAR_BYTES, MAX_KEPT_BYTES, GrammarCompiler, GrammarMatcher
+from service.engine.grammar_compiler import MAX_GRAMMAR_BYTES, MAX_LIVE_BYTES, GrammarCompiler, GrammarMatcher
 from tests.service.engine.fakes import END, EOS, VOCAB_SIZE, FakeTokenizer
 
 NUM_PADDING = 7
@@ -80,7 +80,7 @@ def test_no_grammar_allows_padding_or_control_tokens(compiler: GrammarCompiler) 
         *range(0x80, 0xC2),
         *range(0xF5, 256),
     }
-    with pytest.raises(InvalidParameter, match="no token of this model can begin it"):
+    with pytest.raises(InvalidParameter, match="doesn't satisfy the grammar"):
         start(compiler, "grammar", f"start: <[{VOCAB_SIZE}-{VOCAB_SIZE + 3}]>")
 
 
@@ -155,7 +155,7 @@ HOSTILE: dict[str, tuple[GrammarKind, str]] = {
     "deep schema": ("json_schema", nested(2000)),
     "properties": ("json_schema", json.dumps({"properties": {f"p{i}": {"type": "string"} for i in range(2000)}})),
     "alternatives": ("json_schema", json.dumps({"anyOf": [{"required": [f"a{i}"]} for i in range(2000)]})),
-    "multiples": ("json_schema", '{"type": "integer", "multipleOf": 999983, "minimum": -1e15, "maximum": 1e15}'),
+    "multiples": ("json_schema", '{"type": "integer", "multipleOf": 9973, "minimum": -1e15, "maximum": 1e15}'),
     "big number": ("json_schema", '{"type": "integer", "minimum": -1' + "0" * 4000 + "}"),
     "rules": ("grammar", "start: r0000\n" + chain(4600, "{}:{}") + '\nr11f8:"a"'),
     "terminals": ("grammar", ("start: R0000\n" + chain(4600, "{}:{}").upper() + '\nR11F8:"a"')),
@@ -198,25 +198,40 @@ def test_a_grammar_above_the_limit_is_not_even_looked_at(compiler: GrammarCompil
         start(compiler, "regex", "é" * (MAX_GRAMMAR_BYTES // 2) + "a")
 
 
-def test_grammars_that_are_kept_are_bounded_by_their_number_and_their_size() -> None:
-    compiler = GrammarCompiler(FakeTokenizer())
-    for place in range(70):
-        start(compiler, "regex", f"a{place}")
-    small = compiler.kept_bytes()
-    assert small < MAX_KEPT_BYTES // 4
-    for place in range(20):
-        start(compiler, "json_schema", json.dumps({"const": place, "description": "b" * 60_000}))
-    assert small < compiler.kept_bytes() <= MAX_KEPT_BYTES
-    compiler.close()
+def steps_to_failure(matcher: GrammarMatcher) -> int:
+    for step in range(1000):
+        try:
+            tokens = np.flatnonzero(matcher.mask())
+        except MatcherError:
+            return step
+        matcher.advance(int(tokens[0]))
+    raise AssertionError("it never fails")
 
 
-def test_a_grammar_is_kept_once_and_a_refusal_is_not_kept() -> None:
+def test_what_others_have_written_by_the_same_grammar_does_not_bring_a_generation_nearer_to_its_limits(
+    compiler: GrammarCompiler,
+) -> None:
+    lengths = []
+    for _ in range(3):
+        matcher = start(compiler, "regex", "[b-z]{20}((a{1000}){1000}){1000}")
+        lengths.append(steps_to_failure(matcher))
+    assert lengths[0] == lengths[1] == lengths[2] >= 20
+
+
+def test_all_grammars_that_live_are_bounded_by_their_size_and_leave_room_as_they_go() -> None:
     compiler = GrammarCompiler(FakeTokenizer())
-    sizes = []
-    for _ in range(2):
-        with pytest.raises(InvalidParameter):
-            start(compiler, "regex", "a(")
-        start(compiler, "regex", "ab")
-        sizes.append(compiler.kept_bytes())
-    assert sizes[0] == sizes[1] > 0
+    large = json.dumps({"const": 1, "description": "b" * 60_000})
+    start(compiler, "json_schema", large)
+    living = [start(compiler, "json_schema", large)]
+    living += [start(compiler, "json_schema", large) for _ in range(MAX_LIVE_BYTES // compiler.live_bytes() - 1)]
+    assert len(living) > 16
+    assert MAX_LIVE_BYTES // 2 < compiler.live_bytes() <= MAX_LIVE_BYTES
+    with pytest.raises(GrammarsBusy, match=f"{MAX_LIVE_BYTES >> 20} MiB"):
+        start(compiler, "json_schema", large)
+    del living[-1]
+    living.append(start(compiler, "json_schema", large))
+    living.clear()
+    with pytest.raises(InvalidParameter):
+        start(compiler, "regex", "a(")
+    assert compiler.live_bytes() == 0
     compiler.close()
