@@ -21,7 +21,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 INSTALL := $(PIP) install -c $(CONSTRAINTS) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: serve test wheel lint bench clean help
+.PHONY: serve test test-page wheel lint bench clean help
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
@@ -50,6 +50,11 @@ serve: $(VENV)/.serve
 
 test:
 	@PYTHON='$(PYTHON)' MAKE='$(MAKE)' bash tests/run.sh
+
+# The web page in headless Chromium (Debian: apt-get install chromium); skipped, with the reason, where there is none.
+# PAGE_SCREENSHOTS=folder keeps pictures of it.
+test-page: $(VENV)/.test
+	$(BIN)/python -m pytest tests/page -rs
 
 wheel: $(VENV)/.serve
 	@rm -rf dist

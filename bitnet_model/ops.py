@@ -213,3 +213,12 @@ def _why_not_triton() -> str:
     import triton_kernels
 
     return triton_kernels.unavailable_reason() or "the GPU kernels are not proved on a device yet; --backend triton"
+
+
+def survey() -> dict[str, str | None]:
+    """Every backend and CPU instruction set, and why it cannot run here (None: it can). Starts no kernel."""
+    import triton_kernels
+    from cpu_fallback import native_loading
+
+    isas = {f"cpu {isa}": native_loading.available(isa) for isa in native_loading.ISAS}
+    return {"triton": triton_kernels.unavailable_reason(), **isas, "cpu torch": None}

@@ -60,6 +60,14 @@ class TensorFolder:
         """Tensors nobody has taken yet."""
         return frozenset(self._places)
 
+    def dtype_of(self, name: str) -> str:
+        """The dtype, in safetensors' words, of a tensor nobody has taken yet."""
+        return self._places[name][1].dtype
+
+    def bytes_of(self, name: str) -> int:
+        """The size of a tensor nobody has taken yet."""
+        return self._places[name][1].num_bytes
+
     def take(self, name: str) -> Tensor:
         """Read one tensor into memory of its own; a name can be taken once. Raises CheckpointError on a short file."""
         file, entry = self._places.pop(name)

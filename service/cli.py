@@ -1,8 +1,8 @@
-"""The command line: ``bitnet serve [MODEL] [--config FILE] [--<setting> VALUE] ...``.
+"""The command line: ``bitnet serve [MODEL] [--config FILE] [--<setting> VALUE] ...`` and the other commands.
 
 Every setting of service/config.py is a flag of the same name; the flags are made from the settings, so the two
 cannot drift apart. Nothing heavy is imported here: ``--help`` and a wrong setting answer at once.
-Exit codes: 0 fine, 2 wrong usage or configuration, 3 a checkpoint that cannot be served, 70 ended by the watchdog.
+Exit codes: service/commands/exits.py. The commands beside `serve` are in service/commands/.
 """
 
 from __future__ import annotations
@@ -10,15 +10,22 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from service.commands import bench
+from service.commands.chat import chat
+from service.commands.convert import convert
+from service.commands.doctor import doctor
+from service.commands.exits import EXIT_CONFIG, fail
+from service.commands.info import info
+from service.commands.options import ModelArgument
+from service.commands.selfcheck import selfcheck
 from service.config import ConfigError, Resolved, Settings, load_settings
-
-EXIT_CONFIG = 2
 
 app = typer.Typer(name="bitnet", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
@@ -49,14 +56,8 @@ def show_config(resolved: Resolved) -> None:
     """Print each setting, its value and where the value came from."""
     table = Table("setting", "value", "from", box=None, pad_edge=False)
     for row in resolved.table():
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console(soft_wrap=True).print(table)
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """Print one plain message on the error stream and leave with ``code``."""
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)
 
 
 def _serve_signature() -> inspect.Signature:
@@ -67,7 +68,7 @@ def _serve_signature() -> inspect.Signature:
         return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
     parameters = [
-        parameter("model", Annotated[str | None, typer.Argument(help="checkpoint folder or hub id [default: demo]")]),
+        parameter("model", ModelArgument),
         parameter("config", Annotated[Path | None, typer.Option(help="TOML file with settings, see configs/")]),
         parameter(
             "print_config",
@@ -79,7 +80,8 @@ def _serve_signature() -> inspect.Signature:
         if name == "model":
             continue
         flag = "--" + name.replace("_", "-")
-        shown = "" if field.default in (None, ()) else f" [default: {field.default}]"
+        # In brackets it would be taken for markup, and not be seen.
+        shown = "" if field.default in (None, ()) else f" (default: {field.default})"
         if field.annotation is bool:
             option: Any = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=field.description)]
         else:
@@ -89,7 +91,9 @@ def _serve_signature() -> inspect.Signature:
 
 
 serve.__signature__ = _serve_signature()  # type: ignore[attr-defined]
-app.command()(serve)
+for command in (serve, chat, convert, info, selfcheck, doctor):
+    app.command()(command)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from service.engine.blocks import BLOCK_TOKENS, BlockPool
 from service.engine.engine import Engine
 from service.engine.errors import EngineDead
 from service.engine.scheduler import SchedulerLimits
+from service.fingerprint import fingerprint
 from service.logs import set_up_logs
 from service.server import EXIT_ENGINE_DEAD, ListenError, run
 from service.sizes import Sizes, settle_sizes
@@ -117,6 +118,7 @@ def load(settings: Settings) -> Loaded:
         max_running=sizes.max_running,
         kv_tokens=pool.num_tokens,
         eos_ids=tuple(sorted(tokenizer.eos_ids)),
+        fingerprint=fingerprint(folder, [ops.describe()["wing"], head_dtype, settings.kv_cache_dtype]),
     )
     return Loaded(engine, tokenizer, info, GrammarCompiler(tokenizer))
 
@@ -171,7 +173,7 @@ def locate(settings: Settings) -> tuple[Path, str]:
 
 
 @contextmanager
-def loading_bar(model_id: str) -> Iterator[Callable[[int, int], None]]:
+def loading_bar(model_id: str, verb: str = "loading") -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, elsewhere a log line a tenth; yields what to call with (done, total) bytes."""
     if not sys.stderr.isatty():
         shown = -1
@@ -181,11 +183,11 @@ def loading_bar(model_id: str) -> Iterator[Callable[[int, int], None]]:
             tenth = 10 * done // max(total, 1)
             if tenth > shown and total > 100e6:
                 shown = tenth
-                logger.info("loading %s: %d %% of %.0f MB", model_id, 10 * tenth, total / 1e6)
+                logger.info("%s %s: %d %% of %.0f MB", verb, model_id, 10 * tenth, total / 1e6)
 
         yield log
         return
-    columns = (TextColumn("loading {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn(verb + " {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(model_id, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     max_header_bytes: Size = Field(64 << 10, ge=1024, description="largest request header")
     receive_timeout_s: float = Field(30.0, gt=0, description="time a client has to send its request")
     drain_timeout_s: float = Field(30.0, ge=0, description="time running requests get after SIGTERM")
+    ui: bool = Field(True, description="serve the web page at /")
     api_key: SecretStr | None = Field(None, min_length=1, description="key that clients must send")
     cors_origins: Names = Field((), description="origins allowed by CORS, comma-separated; none = no CORS headers")
     allowed_hosts: Names = Field((), description="Host headers accepted, comma-separated; none = any")

@@ -44,11 +44,14 @@ class DrainingServer(uvicorn.Server):
     """uvicorn with the stop recipe. `failure`: the engine's death, if that is what ended it; `was_ready`: it had
     served; `signals`: those received."""
 
-    def __init__(self, config: uvicorn.Config, engine: AsyncEngine, drain_timeout_s: float, url: str) -> None:
+    def __init__(
+        self, config: uvicorn.Config, engine: AsyncEngine, drain_timeout_s: float, url: str, has_page: bool
+    ) -> None:
         super().__init__(config)
         self.engine = engine
         self.drain_timeout_s = drain_timeout_s
         self.url = url
+        self.has_page = has_page
         self.signals: list[int] = []
         self.was_ready = False
         self.failure: EngineDead | None = None
@@ -69,6 +72,8 @@ class DrainingServer(uvicorn.Server):
             return
         self.was_ready = True
         logger.info("ready: %s serves %s", self.url, self.engine.info.model_id)
+        if self.has_page:
+            logger.info("chat in a browser: %s/", self.url)
         body = '{"messages": [{"role": "user", "content": "Hello!"}]}'
         logger.info("try: curl %s/chat/completions -H 'Content-Type: application/json' -d '%s'", self.url, body)
 
@@ -167,7 +172,7 @@ def make_server(app: FastAPI, engine: AsyncEngine, settings: Settings, sock: soc
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_S,
     )
-    return DrainingServer(config, engine, settings.drain_timeout_s, url_of(sock))
+    return DrainingServer(config, engine, settings.drain_timeout_s, url_of(sock), settings.ui)
 
 
 def run(app: FastAPI, engine: AsyncEngine, settings: Settings, factory: Callable[[], Loaded]) -> int:

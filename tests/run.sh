@@ -18,10 +18,12 @@ group install "${MAKE:-make}" --no-print-directory .venv/.test
 if ((${#failed[@]} == 0)); then
   group build "${MAKE:-make}" --no-print-directory --silent wheel
   group lint "${MAKE:-make}" --no-print-directory --silent lint
-  group unit "${PYTEST[@]}" tests --ignore=tests/numerics --ignore=tests/server --ignore=tests/triton_kernels
+  group unit "${PYTEST[@]}" tests --ignore=tests/numerics --ignore=tests/server --ignore=tests/triton_kernels \
+    --ignore=tests/page
   group kernels "${PYTEST[@]}" tests/triton_kernels
   group numerics "${PYTEST[@]}" tests/numerics
   group server "${PYTEST[@]}" tests/server
+  group page "${PYTEST[@]}" tests/page
 fi
 
 echo

@@ -17,7 +17,18 @@ PACKAGES = ("service", "bitnet_model", "cpu_fallback", "triton_kernels")
 # For each room (the longest matching prefix decides): the rooms of this project it may import.
 LAW: dict[str, tuple[str, ...]] = {
     "service.__main__": ("service.cli",),
-    "service.cli": ("service.config", "service.compose"),
+    "service.cli": ("service.config", "service.compose", "service.commands"),
+    "service.commands": (
+        "service.commands",
+        "service.api",
+        "service.compose",
+        "service.config",
+        "service.engine",
+        "service.logs",
+        "service.server",
+        "service.sizes",
+        "bitnet_model",
+    ),
     "service.compose": ("service", "bitnet_model"),
     "service.server": ("service.api", "service.config", "service.engine", "service.logs"),
     "service.api": ("service.api", "service.config", "service.engine", "service.logs", "service.metrics"),
@@ -25,6 +36,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "service.engine.runner": ("service.engine", "bitnet_model"),
     "service.engine.sampler": ("service.engine", "bitnet_model"),
     "service.config": (),
+    "service.fingerprint": (),
     "service.sizes": ("service.config",),
     "service.logs": (),
     "service.metrics": (),
@@ -130,6 +142,9 @@ def test_every_import_obeys_the_law() -> None:
     [
         ("service/api/chat.py", "import torch"),
         ("service/api/chat.py", "from service.engine import runner"),
+        ("service/commands/info.py", "import torch"),
+        ("service/commands/chat.py", "import httpx"),
+        ("service/commands/doctor.py", "from cpu_fallback import native_loading"),
         ("service/engine/scheduler.py", "import fastapi"),
         ("service/engine/scheduler.py", "import torch"),
         ("service/engine/scheduler.py", "from service.api.errors import status_of"),

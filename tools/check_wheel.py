@@ -16,6 +16,7 @@ from pathlib import Path
 MAX_BYTES = 40_000_000
 NEEDED = (
     "service/cli.py",
+    "service/api/page/index.html",
     "bitnet_model/model.py",
     "bitnet_model/demo/model.safetensors",
     "bitnet_model/demo/tokenizer.json",

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.errors import ApiError, invalid_parameter, too_large
 
-OPEN_PATHS = frozenset({"/health", "/v1/health", "/health/live", "/health/ready"})
+OPEN_PATHS = frozenset({"/", "/health", "/v1/health", "/health/live", "/health/ready"})
 
 
 async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,7 +114,7 @@ class Cors:
 
 
 class ApiKey:
-    """401 for every request without the key, as Bearer or X-Api-Key; the health routes stay open."""
+    """401 for every request without the key, as Bearer or X-Api-Key; the health routes and the web page stay open."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self.app = app

@@ -1,4 +1,5 @@
-"""What one generation looks like to its client: the facts that the answers of every family of routes share.
+"""What one generation looks like to its client: the facts that the answers of every family of routes share. Where a
+request has several choices, each has an answer of its own, and `join` and `closing` say what they come to together.
 
 A family (`chat.py`, `completions.py`, `native.py`) says how a whole answer and how each event of a stream are shaped;
 it does not know whether it is streamed. Knows no transport.
@@ -9,14 +10,16 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from service.api.parameters import generation_settings
 from service.api.schemas import Generation as Body
+from service.api.tally import Tally
 from service.engine.async_engine import EngineInfo, Generation
 from service.engine.errors import EngineError, GenerationFailed
+from service.engine.prompt import PromptEncoder
 from service.engine.request import Delta, FinishReason
 
 Event = dict[str, Any]
@@ -38,6 +41,7 @@ class Answer(ABC):
     body: Body
     info: EngineInfo
     generation: Generation
+    tokenizer: PromptEncoder
     created: int = field(default_factory=lambda: int(time.time()))
 
     @abstractmethod
@@ -47,6 +51,22 @@ class Answer(ABC):
     @abstractmethod
     def events(self, delta: Delta) -> Iterator[Event]:
         """The events of a stream for one delta, called in order; none of them for an error, which is sse.py's."""
+
+    def join(self, wholes: Sequence[Event], total: Tally) -> Event | list[Event]:
+        """One body for the whole answers of all choices, of which this answer is the first."""
+        if len(wholes) == 1:
+            return wholes[0]
+        choices = [choice for whole in wholes for choice in whole["choices"]]
+        return {**wholes[0], "choices": choices, "usage": total.usage(), "timings": total.timings()}
+
+    def closing(self, total: Tally) -> Iterator[Event]:  # noqa: ARG002 - for the families that have something to say
+        """The events behind those of all choices."""
+        yield from ()
+
+    @property
+    def index(self) -> int:
+        """Which of the choices of its request it is."""
+        return self.generation.place
 
     @property
     def id(self) -> str:
@@ -59,44 +79,50 @@ class Answer(ABC):
 
     def head(self, object_name: str) -> Event:
         """The keys at the top of every OpenAI object."""
-        return {"id": self.id, "object": object_name, "created": self.created, "model": self.info.model_id}
+        return {
+            "id": self.id,
+            "object": object_name,
+            "created": self.created,
+            "model": self.info.model_id,
+            "system_fingerprint": self.info.fingerprint,
+        }
+
+    def tally(self, last: Delta) -> Tally:
+        """What was counted up to this delta."""
+        prompt_tokens = len(self.generation.prompt_ids)
+        return Tally(prompt_tokens, last.num_cached, last.num_generated, last.prompt_ms, last.predicted_ms)
 
     def usage(self, last: Delta) -> Event:
-        """Tokens counted as the clients expect: the prompt with its cached part, the output with its end token."""
-        prompt_tokens = len(self.generation.prompt_ids)
-        return {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": last.num_generated,
-            "total_tokens": prompt_tokens + last.num_generated,
-            "prompt_tokens_details": {"cached_tokens": last.num_cached},
-        }
+        return self.tally(last).usage()
 
     def timings(self, last: Delta) -> Event:
-        """llama.cpp's timings: prompt_n is what was evaluated for this request, without what the cache held."""
-        prompt_n = len(self.generation.prompt_ids) - last.num_cached
-        return {
-            "cache_n": last.num_cached,
-            **_pace("prompt", prompt_n, last.prompt_ms),
-            **_pace("predicted", last.num_generated, last.predicted_ms),
-        }
+        return self.tally(last).timings()
+
+    def progress(self, delta: Delta) -> Event:
+        """What every event of a stream tells of how far it is, where that is asked for."""
+        options = self.body.stream_options
+        told: Event = {"usage": None} if self.wants_usage else {}
+        if options is not None and options.continuous_usage_stats:
+            told["usage"] = self.usage(delta)
+        if self.body.timings_per_token:
+            told["timings"] = self.timings(delta)
+        return told
 
     def settings(self) -> Event:
         """What became effective of the request's parameters."""
         effective = generation_settings(self.generation.params, self.generation.limits, self.info)
-        return {**effective, "ignore_eos": self.body.ignore_eos is True, "stream": self.body.stream is True}
+        return {
+            **effective,
+            "ignore_eos": self.body.ignore_eos is True,
+            "n_probs": self.generation.report.logprobs or 0,
+            "post_sampling_probs": False,
+            "timings_per_token": self.body.timings_per_token is True,
+            "stream": self.body.stream is True,
+        }
 
     def extras(self, last: Delta) -> Event:
         """What our last chunk and whole objects carry beyond OpenAI's keys."""
         return {"timings": self.timings(last), "generation_settings": self.settings()}
-
-
-def _pace(name: str, tokens: int, ms: float) -> Event:
-    return {
-        f"{name}_n": tokens,
-        f"{name}_ms": round(ms, 3),
-        f"{name}_per_token_ms": round(ms / tokens, 3) if tokens else 0.0,
-        f"{name}_per_second": round(tokens * 1000 / ms, 3) if ms > 0 else 0.0,
-    }
 
 
 def new_id(prefix: str) -> str:

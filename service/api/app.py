@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
-from service.api import chat, completions, native, system
+from service.api import chat, completions, native, system, web_page
 from service.api.access import AllowedHosts, ApiKey, Cors, HeaderRules
 from service.api.errors import ApiError, answer_api_error, answer_engine_error, answer_http_error
 from service.api.exchange import Service, StreamTimes
@@ -49,6 +49,8 @@ def create_app(engine: AsyncEngine, settings: Settings, times: StreamTimes | Non
     app.state.service = Service(engine, settings, times or StreamTimes())
     for router in (system.router, chat.router, completions.router, native.router):
         app.include_router(router)
+    if settings.ui:
+        app.include_router(web_page.router)
     _add_layers(app, settings)
     return app
 

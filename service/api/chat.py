@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.answer import Answer, Event, failure_of, finish_reason
+from service.api.answer import Event, failure_of, finish_reason
 from service.api.exchange import Family
+from service.api.logprobs import Token, entries
+from service.api.openai_answer import OpenAIAnswer
 from service.api.openapi import generation_docs
 from service.api.schemas import ChatBody, ChatMessage
 from service.api.tools import CallWriter, read_calls, read_tools
@@ -18,10 +20,10 @@ from service.engine.request import Delta
 router = APIRouter(tags=["chat"])
 
 
-def prompt_of(body: ChatBody) -> ChatPrompt:
+def prompts(body: ChatBody) -> list[ChatPrompt]:
     use = read_tools(body)
     messages = [_message(message, f"messages[{i}]") for i, message in enumerate(body.messages)]
-    return ChatPrompt(tuple(messages), use.tools if use else ())
+    return [ChatPrompt(tuple(messages), use.tools if use else ())]
 
 
 def _message(message: ChatMessage, place: str) -> Message:
@@ -40,57 +42,82 @@ def _content(message: ChatMessage) -> str:
 
 
 @dataclass(slots=True)
-class ChatAnswer(Answer):
-    """`begun`: the chunk with the role is sent, together with the first text. `calls`: where tools may be called."""
+class ChatAnswer(OpenAIAnswer):
+    """calls: where tools may be called. held: tokens whose text may be the beginning of a call."""
 
-    begun: bool = False
     calls: CallWriter | None = field(init=False)
+    held: list[Token] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        assert isinstance(self.body, ChatBody)
-        self.calls = CallWriter() if read_tools(self.body) else None
+        OpenAIAnswer.__post_init__(self)  # a slotted dataclass is another class than the one `super` knows
+        self.calls = CallWriter() if read_tools(self.wishes) else None
 
     def whole(self, text: str, last: Delta) -> Event:
+        self.scores = last.prompt_logprobs
         message = self.calls.message(text) if self.calls else {"role": "assistant", "content": text}
         choice = {
-            "index": 0,
+            "index": self.index,
             "message": message,
-            "logprobs": None,
+            **self._of_tokens(self.track.take(last)),
             "finish_reason": self._finish_reason(last),
         }
         return {
             **self.head("chat.completion"),
             "choices": [choice],
             "usage": self.usage(last),
+            **self.of_prompt(),
             **self.extras(last),
         }
 
     def events(self, delta: Delta) -> Iterator[Event]:
+        self.scores += delta.prompt_logprobs
+        tokens, progress = [*self.held, *self.track.take(delta)], self.progress(delta)
         if not self.begun and (delta.text or delta.finish):
             self.begun = True
-            yield self._chunk({"role": "assistant", "content": ""})
-        if self.calls:
-            for piece in self.calls.deltas(delta.text, final=delta.finish is not None):
-                yield self._chunk(piece)
-        elif delta.text:
-            yield self._chunk({"content": delta.text})
+            yield {**self._chunk({"role": "assistant", "content": ""}), **self.of_prompt(), **progress}
+        for piece in self._pieces(delta):
+            yield {**self._chunk(piece, tokens), **progress}
+            tokens = []
+        self.held = tokens
         if delta.finish is None or failure_of(delta):
             return
-        yield {**self._chunk({}, self._finish_reason(delta)), **self.extras(delta)}
-        if self.wants_usage:
-            yield {**self.head("chat.completion.chunk"), "choices": [], "usage": self.usage(delta)}
+        yield {**self._chunk({}, tokens, self._finish_reason(delta)), **progress, **self.extras(delta)}
+
+    def _pieces(self, delta: Delta) -> Iterator[Event]:
+        """What the delta adds to the message."""
+        if self.calls:
+            yield from self.calls.deltas(delta.text, final=delta.finish is not None)
+        elif delta.text:
+            yield {"content": delta.text}
 
     def _finish_reason(self, last: Delta) -> str:
         reason = finish_reason(last)
         return "tool_calls" if reason == "stop" and self.calls and self.calls.has_calls else reason
 
-    def _chunk(self, delta: Event, finish: str | None = None) -> Event:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        usage = {"usage": None} if self.wants_usage else {}
-        return {**self.head("chat.completion.chunk"), "choices": [choice], **usage}
+    @property
+    def wishes(self) -> ChatBody:
+        assert isinstance(self.body, ChatBody)
+        return self.body
+
+    @property
+    def chunk_name(self) -> str:
+        return "chat.completion.chunk"
+
+    def _chunk(self, delta: Event, tokens: Sequence[Token] = (), finish: str | None = None) -> Event:
+        choice = {"index": self.index, "delta": delta, **self._of_tokens(tokens), "finish_reason": finish}
+        return {**self.head(self.chunk_name), "choices": [choice]}
+
+    def _of_tokens(self, tokens: Sequence[Token]) -> Event:
+        """What a choice tells of the tokens that its text is made of."""
+        told: Event = {"logprobs": None}
+        if self.wishes.logprobs and tokens:
+            told["logprobs"] = {"content": entries(tokens, self.tokenizer), "refusal": None}
+        if self.wishes.return_token_ids:
+            told["token_ids"] = [token.id for token in tokens]
+        return told
 
 
-FAMILY = Family(ChatBody, prompt_of, ChatAnswer, "chatcmpl")
+FAMILY = Family(ChatBody, prompts, ChatAnswer, "chatcmpl")
 
 
 @router.post("/chat/completions", **generation_docs(ChatBody, "Continue a conversation"))

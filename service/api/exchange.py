@@ -1,13 +1,14 @@
-"""One generation over HTTP: check, admit, wait for the first event, then answer whole or as a stream.
+"""One request over HTTP: check, admit, wait for the first event, then answer whole or as a stream.
 
-The way of every generation route, whatever its shapes. A client that leaves ends its generation, streamed or not, while
-it waits for admission, in the queue or runs. Knows no field and no shape.
+The way of every generation route, whatever its shapes. A client that leaves ends its generations, streamed or not,
+while they wait for admission, in the queue or run. Knows no field and no shape.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,13 +18,15 @@ from starlette.types import Receive
 
 from service.api.answer import Answer, failure_of, new_id
 from service.api.body import parse_object, read_bytes
+from service.api.choices import read_choices, read_report
 from service.api.parameters import read_limits, read_sampling
 from service.api.record import Record
+from service.api.reply import Reply
 from service.api.schemas import Body, read_body
-from service.api.sse import EventStream, note
+from service.api.sse import EventStream
 from service.config import Settings
 from service.engine.async_engine import AsyncEngine, EngineInfo, Generation
-from service.engine.prompt import Prompt
+from service.engine.prompt import Prompt, PromptEncoder
 from service.engine.request import Delta
 
 T = TypeVar("T")
@@ -57,11 +60,11 @@ def service_of(request: Request) -> Service:
 
 @dataclass(frozen=True, slots=True)
 class Family(Generic[Body]):
-    """What tells one family of generation routes from another: its body, its prompt, its answers, its ids."""
+    """What tells one family of generation routes from another: its body, its prompts, its answers, its ids."""
 
     body: type[Body]
-    prompt: Callable[[Body], Prompt]
-    answer: Callable[[Body, EngineInfo, Generation], Answer]
+    prompts: Callable[[Body], Sequence[Prompt]]
+    answer: Callable[[Body, EngineInfo, Generation, PromptEncoder, int], Answer]
     id_prefix: str
 
     async def respond(self, request: Request) -> Response:
@@ -77,53 +80,51 @@ class Family(Generic[Body]):
         record.stream = body.stream is True
         if record.stream:
             begin = self._begin(service, body, record)
-            answer, first = await unless_gone(request.receive, begin)
-            return EventStream(answer, first, record, service.times.ping_s)
+            reply, first = await unless_gone(request.receive, begin)
+            return EventStream(reply, first, record, service.times.ping_s)
         return JSONResponse(await unless_gone(request.receive, self._whole(service, body, record)))
 
     def _read(self, raw: bytes) -> Body:
         return read_body(self.body, parse_object(raw))
 
-    async def _open(self, service: Service, body: Body, record: Record) -> Answer:
-        """Admit the request; from here on somebody must close the generation."""
+    async def _open(self, service: Service, body: Body, record: Record) -> Reply:
+        """Admit the request; from here on somebody must close the reply."""
         engine = service.engine
         limits = read_limits(body, engine.info, service.settings)
         params = read_sampling(body, limits, engine.info, service.settings)
-        generation = await engine.open(self.prompt(body), params, limits, new_id(self.id_prefix))
-        record.generation = generation.request_id
-        record.prompt_tokens = len(generation.prompt_ids)
-        return self.answer(body, engine.info, generation)
+        prompts, report = self.prompts(body), read_report(body)
+        n = read_choices(body, len(prompts))
+        choices = await engine.open_all(prompts, params, limits, new_id(self.id_prefix), n=n, report=report)
+        record.generation = choices.generations[0].request_id
+        record.prompt_tokens = sum(len(generation.prompt_ids) for generation in choices.generations[::n])
+        created = int(time.time())
+        answers = [self.answer(body, engine.info, made, engine.tokenizer, created) for made in choices.generations]
+        return Reply(answers, choices, record)
 
-    async def _begin(self, service: Service, body: Body, record: Record) -> tuple[Answer, asyncio.Task[Delta | None]]:
-        """The answer and its first delta, perhaps still awaited; what fails at once is raised, as a true status."""
-        answer = await self._open(service, body, record)
-        first = asyncio.create_task(answer.generation.next())
+    async def _begin(
+        self, service: Service, body: Body, record: Record
+    ) -> tuple[Reply, asyncio.Task[tuple[Answer, Delta] | None]]:
+        """The reply and its first delta, perhaps still awaited; what fails at once is raised, as a true status."""
+        reply = await self._open(service, body, record)
+        first = asyncio.create_task(reply.next())
         try:
             await asyncio.wait({first}, timeout=service.times.first_byte_s)
-            if first.done() and (delta := first.result()) is not None:
-                note(record, delta)
+            if first.done() and (read := first.result()) is not None:
+                _, delta = read
                 if not delta.text and (failure := failure_of(delta)) is not None:
                     raise failure
         except BaseException:
             first.cancel()
-            await answer.generation.aclose()
+            await reply.aclose()
             raise
-        return answer, first
+        return reply, first
 
-    async def _whole(self, service: Service, body: Body, record: Record) -> dict[str, Any]:
-        answer = await self._open(service, body, record)
-        texts: list[str] = []
-        last = Delta()
+    async def _whole(self, service: Service, body: Body, record: Record) -> Any:
+        reply = await self._open(service, body, record)
         try:
-            while last.finish is None and (delta := await answer.generation.next()) is not None:
-                note(record, delta)
-                texts.append(delta.text)
-                last = delta
+            return await reply.whole()
         finally:
-            await answer.generation.aclose()
-        if (failure := failure_of(last)) is not None:
-            raise failure
-        return answer.whole("".join(texts), last)
+            await reply.aclose()
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

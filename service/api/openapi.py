@@ -12,10 +12,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
-from service.api.schemas import ChatBody, CompletionBody, Generation
+from service.api.schemas import ChatBody, CompletionBody, Generation, NativeBody
 
 _REF = "#/components/schemas/{model}"
-_BODIES: tuple[type[Generation], ...] = (ChatBody, CompletionBody)
+_BODIES: tuple[type[Generation], ...] = (ChatBody, CompletionBody, NativeBody)
 
 
 class ErrorDetail(BaseModel):

@@ -46,6 +46,7 @@ def read_limits(body: Generation, info: EngineInfo, settings: Settings) -> Limit
         include_stop=body.include_stop_str_in_output is True,
         min_tokens=read_min_tokens(body, max_tokens, n_ctx),
         end_ids=tuple(dict.fromkeys((*info.eos_ids, *stop_token_ids))),
+        cache_prompt=body.cache_prompt is not False,
     )
 
 
@@ -131,6 +132,7 @@ def generation_settings(params: SamplingParams, limits: Limits, info: EngineInfo
         "stop": list(limits.stop),
         "max_tokens": limits.max_tokens,
         "n_predict": limits.max_tokens,
+        "cache_prompt": limits.cache_prompt,
         "n_ctx": limits.n_ctx,
         "n_batch": limits.n_batch,
         "n_threads": info.n_threads if limits.n_threads is None else limits.n_threads,

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from service.api.constraint_fields import ConstraintFields
 from service.api.errors import ApiError, invalid_parameter, not_supported
+from service.api.prompts import PromptField
 from service.api.sampler_fields import SamplerFields
 from service.api.tools import MAX_CALLS, ToolCallField, ToolFields
 from service.api.unserved import (
@@ -32,6 +33,10 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_BIASES = 1024
 MAX_BIAS = 100.0
+MAX_CHOICES = 8
+MAX_TOP_LOGPROBS = 20
+MAX_RESPONSE_FIELDS = 64
+MAX_RESPONSE_FIELD_CHARS = 256
 
 Bias = tuple[int, float]
 
@@ -72,18 +77,6 @@ def _bias(entry: object) -> Bias:
                 raise _fault(f"should hold biases from {-MAX_BIAS:g} to {MAX_BIAS:g}, or false")
             return token_id, float(bias)
     raise _fault("should hold pairs of a token id and a bias, a number or false")
-
-
-def _read_prompt(value: object) -> object:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        raise _fault("should be a string or a non-empty array of token ids")
-    if all(type(item) is int for item in value):
-        return tuple(value)
-    if all(type(item) is int or isinstance(item, str | list) for item in value):
-        raise PydanticCustomError("not_supported", "several prompts, or text mixed with ids, in one request")
-    raise _fault("should be a string or an array of token ids")
 
 
 def _fault(message: str) -> PydanticCustomError:
@@ -129,17 +122,13 @@ LogitBias = Annotated[
         }
     ),
 ]
-PromptField = Annotated[
-    Any,
-    BeforeValidator(_read_prompt),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "integer"}}]}),
-]
 
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
     include_usage: bool | None = Field(None, description="send a last chunk with the usage and no choices")
+    continuous_usage_stats: bool | None = Field(None, description="every chunk has the usage so far of its choice")
 
 
 class Generation(SamplerFields, ConstraintFields):
@@ -169,6 +158,26 @@ class Generation(SamplerFields, ConstraintFields):
     n_threads: int | None = Field(None, ge=1, description="CPU threads; at most the server's")
     stop: Stops | None = Field(None, description="strings that end the output, and are not part of it")
     logit_bias: LogitBias | None = Field(None, description="added to the logits of tokens, by id; false forbids one")
+    cache_prompt: bool | None = Field(None, description="false computes the whole prompt, whatever the cache holds")
+    timings_per_token: bool | None = Field(None, description="every event of a stream has the timings so far")
+
+
+class Several(Generation):
+    """What can be asked for more than once."""
+
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="choices for each prompt")
+
+
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+
+
+class OpenAIBody(Several):
+    """What OpenAI's shapes have room for; the names are vLLM's."""
+
+    prompt_logprobs: TopLogprobs | None = Field(
+        None, description="logprobs of the prompt's tokens, with so many of the likeliest; its prompt is computed whole"
+    )
+    return_token_ids: bool | None = Field(None, description="the ids of the prompt's and the output's tokens")
 
 
 class TextPart(BaseModel):
@@ -197,17 +206,43 @@ class ChatMessage(BaseModel):
         return self
 
 
-class ChatBody(Generation, ToolFields):
+class ChatBody(OpenAIBody, ToolFields):
     """POST /chat/completions."""
 
     # Stopping at the first bad one bounds what a body of a million bad messages costs.
     messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
+    logprobs: bool | None = Field(None, description="tell the logprob of each token of the output")
+    top_logprobs: TopLogprobs | None = Field(None, description="with logprobs: so many of the likeliest beside it")
 
 
-class CompletionBody(Generation):
-    """POST /completion and POST /v1/completions."""
+class CompletionBody(OpenAIBody):
+    """POST /v1/completions."""
 
     prompt: PromptField
+    echo: bool | None = Field(
+        None, description="begin the text with the prompt; with logprobs, those of its tokens, too"
+    )
+    logprobs: Annotated[TopLogprobs | None, BeforeValidator(lambda value: None if value is False else value)] = Field(
+        None, description="tell the logprob of each token, with so many of the likeliest"
+    )
+    best_of: int | None = Field(None, description="the same as n, or absent")
+
+
+class NativeBody(Several):
+    """POST /completion and POST /completions."""
+
+    prompt: PromptField
+    n_probs: TopLogprobs | None = Field(
+        None, description="tell the logprob of each token, with so many of the likeliest"
+    )
+    return_tokens: bool | None = Field(None, description="the ids of the output's tokens; streams always have them")
+    response_fields: (
+        Annotated[
+            list[Annotated[str, Field(max_length=MAX_RESPONSE_FIELD_CHARS)]],
+            Field(max_length=MAX_RESPONSE_FIELDS, fail_fast=True),
+        ]
+        | None
+    ) = Field(None, description="the keys of the answer to keep; 'a/b' is the key b of the object a")
 
 
 Body = TypeVar("Body", bound=Generation)
@@ -216,7 +251,7 @@ Body = TypeVar("Body", bound=Generation)
 def read_body(kind: type[Body], raw: Mapping[str, Any]) -> Body:
     """The checked body. Raises ApiError: `not_supported`, or `invalid_parameter` naming field, value and limit."""
     fields = without_nulls(raw)
-    refuse_unserved({name: fields[name] for name in fields if name not in kind.model_fields}, NEUTRAL)
+    refuse_unserved({name: value for name, value in fields.items() if name not in kind.model_fields}, NEUTRAL)
     if isinstance(options := fields.get("stream_options"), dict):
         fields["stream_options"] = options = without_nulls(options)
         refuse_unserved(options, NEUTRAL_IN_STREAM_OPTIONS, "stream_options")

@@ -1,8 +1,8 @@
-"""Server-sent events: frames, keep-alive comments, and the one place where a streamed generation is closed.
+"""Server-sent events: frames, keep-alive comments, and the one place where a streamed reply is closed.
 
 Only `data:` lines of ASCII JSON and comments, separated by one empty line: parsers in use split on `\\n\\n`, and an
 `id:` field beside a comment breaks one of them. Built on sse-starlette; its own pings (sent while data flows, too) and
-its own reaction to signals are off. Knows no shapes: an `Answer` makes the events.
+its own reaction to signals are off. Knows no shapes: a `Reply` makes the events.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from service.api.answer import Answer, failure_of
 from service.api.errors import from_engine
 from service.api.record import Record
+from service.api.reply import Reply
 from service.engine.errors import EngineError
 from service.engine.request import Delta
 
@@ -34,15 +35,17 @@ def frame(event: Mapping[str, Any]) -> bytes:
 
 
 class EventStream(EventSourceResponse):
-    """The answer's events as they come, then `[DONE]`; an error after the first token is an event of its own.
+    """The reply's events as they come, then `[DONE]`; an error after the first token is an event of its own.
 
-    `first` is the task that waits for the generation's first delta, already under way. However the response ends (the
-    client leaves, a send fails, the server stops), its `finally` ends the generation.
+    `first` is the task that waits for the reply's first delta, already under way. However the response ends (the client
+    leaves, a send fails, the server stops), its `finally` ends every generation.
     """
 
-    def __init__(self, answer: Answer, first: asyncio.Task[Delta | None], record: Record, ping_s: float) -> None:
+    def __init__(
+        self, reply: Reply, first: asyncio.Task[tuple[Answer, Delta] | None], record: Record, ping_s: float
+    ) -> None:
         super().__init__(self._frames(), ping=0, sep="\n")
-        self._answer = answer
+        self._reply = reply
         self._next = first
         self._record = record
         self._ping_s = ping_s
@@ -53,16 +56,16 @@ class EventStream(EventSourceResponse):
         finally:
             self._next.cancel()
             await asyncio.gather(self._next, return_exceptions=True)
-            await self._answer.generation.aclose()
+            await self._reply.aclose()
 
     async def _frames(self) -> AsyncIterator[bytes]:
         try:
-            async for delta in self._deltas():
-                if delta is None:
+            async for read in self._deltas():
+                if read is None:
                     yield PING
                     continue
-                note(self._record, delta)
-                events = b"".join(frame(event) for event in self._answer.events(delta))
+                answer, delta = read
+                events = b"".join(frame(event) for event in self._reply.events(answer, delta))
                 if events:
                     yield events
                 if (failure := failure_of(delta)) is not None:
@@ -74,25 +77,16 @@ class EventStream(EventSourceResponse):
             yield frame(shown.body)
         yield DONE
 
-    async def _deltas(self) -> AsyncIterator[Delta | None]:
-        """The generation's deltas; None after each `ping_s` of silence."""
+    async def _deltas(self) -> AsyncIterator[tuple[Answer, Delta] | None]:
+        """The reply's deltas; None after each `ping_s` of silence."""
         while True:
             # Not wait_for: that would cancel the wait, and with it perhaps lose what it was just handed.
             done, _ = await asyncio.wait({self._next}, timeout=self._ping_s)
             if not done:
                 yield None
                 continue
-            delta = self._next.result()
-            if delta is None:
+            read = self._next.result()
+            if read is None:
                 return
-            yield delta
-            if delta.finish is not None:
-                return
-            self._next = asyncio.create_task(self._answer.generation.next())
-
-
-def note(record: Record, delta: Delta) -> None:
-    """Keep the record's counts up with the generation."""
-    record.completion_tokens = max(record.completion_tokens, delta.num_generated)
-    if delta.finish is not None:
-        record.finish = delta.finish.value
+            yield read
+            self._next = asyncio.create_task(self._reply.next())

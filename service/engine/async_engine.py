@@ -12,16 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from service.engine.breakers import Breakers
+from service.engine.choices import Choices
 from service.engine.errors import Draining, EngineError, GrammarsBusy, InvalidParameter, QueueFull
 from service.engine.generation import Generation
 from service.engine.grammar import Grammar, Matcher
-from service.engine.prompt import Prompt, encode_prompt
-from service.engine.request import Delta, FinishReason, Limits, Request, SamplingParams
+from service.engine.prompt import Prompt, PromptEncoder, encode_prompt
+from service.engine.request import NOTHING, Delta, FinishReason, Limits, Report, Request, SamplingParams
 from service.engine.thread import EngineInfo, EngineThread, Loaded, State
 from service.engine.watchdog import Watchdog
 
@@ -82,6 +83,11 @@ class AsyncEngine:
         """Raises ModelLoading, or EngineDead if loading failed."""
         return self._thread.require().info
 
+    @property
+    def tokenizer(self) -> PromptEncoder:
+        """Raises ModelLoading, or EngineDead if loading failed."""
+        return self._thread.require().tokenizer
+
     def raise_if_unavailable(self) -> None:
         """Raises ModelLoading, Draining or EngineDead unless new requests are welcome."""
         self._thread.raise_if_unavailable()
@@ -116,50 +122,93 @@ class AsyncEngine:
 
         Raises ModelLoading, Draining, EngineDead, QueueFull, ContextLengthExceeded, InvalidParameter.
         """
+        choices = await self.open_all([prompt], params, limits, request_id)
+        return choices.generations[0]
+
+    async def open_all(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        limits: Limits,
+        request_id: str,
+        *,
+        n: int = 1,
+        report: Report = NOTHING,
+    ) -> Choices:
+        """Admit n choices of each prompt, all or none; each is a generation with a permit of its own.
+
+        Choice c of a prompt says what it says alone, whatever n and the other prompts. Raises as `open`.
+        """
         self._bind_loop()
         self.raise_if_unavailable()
-        self._take_permit()
+        num_permits = len(prompts) * n
+        self._take_permits(num_permits)
         try:
-            request = await self._admit(prompt, params, limits, request_id)
+            requests = await self._admit(prompts, params, limits, request_id, n, report)
         except BaseException:
-            self._num_permits -= 1
+            self._num_permits -= num_permits
             raise
-        generation = Generation(request, request_id, self._close)
-        self._generations[request.id] = generation
-        self._thread.submit(request)
-        return generation
+        arrived = asyncio.Event()
+        generations = [
+            Generation(request, request_id, self._close, place, arrived) for place, request in enumerate(requests)
+        ]
+        self._generations.update((generation.engine_id, generation) for generation in generations)
+        for request in requests:
+            self._thread.submit(request)
+        return Choices(generations, arrived)
 
-    def _take_permit(self) -> None:
+    def _take_permits(self, num: int) -> None:
         max_queue = self.options.max_queue
-        if max_queue and self._num_permits >= self.info.max_running + max_queue:
+        ceiling = self.info.max_running + max_queue
+        if max_queue and num > ceiling:
+            message = f"the request asks for {num} generations at once, and this server lets in {ceiling} at most"
+            raise InvalidParameter(message, "n")
+        if max_queue and self._num_permits + num > ceiling:
             raise QueueFull(max_queue)
-        self._num_permits += 1
+        self._num_permits += num
 
-    async def _admit(self, prompt: Prompt, params: SamplingParams, limits: Limits, request_id: str) -> Request:
+    async def _admit(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        limits: Limits,
+        request_id: str,
+        n: int,
+        report: Report,
+    ) -> list[Request]:
         loaded = self._thread.require()
         _refuse_unknown_biases(params, loaded.info.vocab_size)
         loop = asyncio.get_running_loop()
-        prompt_ids = await loop.run_in_executor(self._admission, encode_prompt, prompt, limits, loaded.tokenizer)
-        matcher = await self._start_grammar(params.grammar, loaded)
+        grammar_ends_s = loop.time() + self.options.grammar_deadline_s
+        requests = []
+        for prompt in prompts:  # one after the other, so that a batch does not keep both threads from everybody else
+            prompt_ids = await loop.run_in_executor(self._admission, encode_prompt, prompt, limits, loaded.tokenizer)
+            for choice_index in range(n):
+                self._num_opened += 1
+                id = f"{request_id}/{self._num_opened}"
+                matcher = await self._start_grammar(params.grammar, loaded, grammar_ends_s)
+                breakers = _breakers(params, loaded.tokenizer)
+                request = Request(
+                    id, prompt_ids, params, limits, choice_index, breakers=breakers, matcher=matcher, report=report
+                )
+                requests.append(request)
+            loaded.engine.check_fits(requests[-1])
         self.raise_if_unavailable()
-        self._num_opened += 1
-        breakers = Breakers(params.dry_sequence_breakers, loaded.tokenizer.spell) if params.dry_multiplier else None
-        engine_id = f"{request_id}/{self._num_opened}"
-        request = Request(engine_id, prompt_ids, params, limits, breakers=breakers, matcher=matcher)
-        loaded.engine.check_fits(request)
-        return request
+        return requests
 
-    async def _start_grammar(self, grammar: Grammar | None, loaded: Loaded) -> Matcher | None:
-        """A matcher at the grammar's beginning. Raises InvalidParameter, GrammarsBusy."""
+    async def _start_grammar(self, grammar: Grammar | None, loaded: Loaded, ends_s: float) -> Matcher | None:
+        """A matcher at the grammar's beginning, until `ends_s` of the loop's clock: raises InvalidParameter if it was
+        being compiled then, and GrammarsBusy if it waited."""
         if grammar is None:
             return None
         if loaded.grammars is None:
             raise InvalidParameter("this server cannot constrain an output", grammar.param)
         compiling = loaded.grammars.submit(grammar)
-        deadline_s = self.options.grammar_deadline_s
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(compiling), deadline_s)
+            left_s = max(ends_s - asyncio.get_running_loop().time(), 0.0)
+            return await asyncio.wait_for(asyncio.wrap_future(compiling), left_s)
         except TimeoutError:
+            deadline_s = self.options.grammar_deadline_s
             if compiling.cancelled():  # it was still in the queue
                 message = f"other grammars are being compiled, and this one waited {deadline_s:g} s"
                 raise GrammarsBusy(message) from None
@@ -236,6 +285,11 @@ class AsyncEngine:
             self._loop.call_soon_threadsafe(call)
         except RuntimeError:
             logger.debug("the event loop is closed")
+
+
+def _breakers(params: SamplingParams, tokenizer: PromptEncoder) -> Breakers | None:
+    """What finds DRY's sequence breakers in one request's tokens, where it has DRY."""
+    return Breakers(params.dry_sequence_breakers, tokenizer.spell) if params.dry_multiplier else None
 
 
 def _refuse_unknown_biases(params: SamplingParams, vocab_size: int) -> None:

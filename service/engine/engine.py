@@ -20,7 +20,7 @@ from service.engine.blocks import BlockPool
 from service.engine.detokenizer import Detokenizer
 from service.engine.errors import EngineDead, EngineError, GenerationFailed, GrammarFailed
 from service.engine.plan import RowResult, Runner, ScheduledRow, StepPlan
-from service.engine.request import Delta, FinishReason, Limits, Request, SamplingParams, StopKind
+from service.engine.request import Delta, FinishReason, Limits, Logprobs, Request, SamplingParams, StopKind
 from service.engine.scheduler import Scheduler, SchedulerLimits
 
 logger = logging.getLogger(__name__)
@@ -41,13 +41,28 @@ class TextDecoder(Protocol):
 
 @dataclass(slots=True)
 class _Live:
-    """A request in the engine with its text and times (seconds of the engine's clock)."""
+    """A request in the engine with its text, times (seconds of the engine's clock) and what is not told yet."""
 
     request: Request
     text: Detokenizer
     started_s: float | None = None
     first_token_s: float | None = None
     num_cached: int = 0
+    logprobs: tuple[Logprobs, ...] = ()
+    prompt_logprobs: tuple[Logprobs, ...] = ()
+
+    def note(self, result: RowResult) -> None:
+        """Keep what the result tells for the next delta."""
+        self.prompt_logprobs += result.prompt_logprobs
+        self.request.num_scored += len(result.prompt_logprobs)
+        if result.logprobs is not None:
+            self.logprobs = (result.logprobs,)
+
+    def take(self) -> tuple[tuple[Logprobs, ...], tuple[Logprobs, ...]]:
+        """What is to be told now."""
+        told = self.logprobs, self.prompt_logprobs
+        self.logprobs = self.prompt_logprobs = ()
+        return told
 
 
 @dataclass(slots=True)
@@ -119,7 +134,7 @@ class Engine:
         return results
 
     def _run(self, plan: StepPlan) -> list[RowResult | None]:
-        """One result for each row, None where it computed without sampling; a row that makes a step raise gets an
+        """One result for each row, None where it computed and that was all; a row that makes a step raise gets an
         error, the rest of the step is run without it."""
         try:
             return _one_per_row(plan.rows, self.runner.launch(plan).tokens())
@@ -147,7 +162,9 @@ class Engine:
         self._counters.prompt_tokens += 0 if row.request.is_decoding else row.count
         self.scheduler.commit(row)
         if result is not None:
-            return self._extend(live, result.token_id, result.mu)
+            live.note(result)
+            if row.sample:
+                return self._extend(live, result.token_id, result.mu)
         if row.request.gap == 0:  # max_tokens 0: the prompt is evaluated, and that was all
             return self._finish(live, "", (), "limit")
         return None
@@ -209,9 +226,12 @@ class Engine:
         now_s = self.clock()
         first_token_s = now_s if live.first_token_s is None else live.first_token_s
         started_s = first_token_s if live.started_s is None else live.started_s
+        logprobs, prompt_logprobs = live.take()
         return Delta(
             text=text,
             token_ids=token_ids,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             finish=finish,
             stop_kind=stop_kind,
             stopping_word=live.text.stopping_word,
@@ -270,7 +290,8 @@ class Engine:
 
 
 def _one_per_row(rows: Sequence[ScheduledRow], sampled: Sequence[RowResult]) -> list[RowResult | None]:
-    if len(sampled) != sum(row.sample for row in rows):
+    has_result = [row.has_result for row in rows]
+    if len(sampled) != sum(has_result):
         raise RuntimeError("the runner answered for other rows than it was asked")
     results = iter(sampled)
-    return [next(results) if row.sample else None for row in rows]
+    return [next(results) if has else None for has in has_result]

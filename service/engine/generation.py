@@ -10,31 +10,48 @@ import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
-from service.engine.request import Delta, FinishReason, Limits, Request, SamplingParams
+from service.engine.request import Delta, FinishReason, Limits, Report, Request, SamplingParams
 
 
 class Generation:
-    """One admitted request. One task reads it; whoever opened it must `aclose` it, or use `async with`."""
+    """One admitted request. One task reads it; whoever opened it must `aclose` it, or use `async with`.
 
-    def __init__(self, request: Request, request_id: str, on_close: Callable[[Generation], None]) -> None:
+    place: which it is of the generations that were opened together, which also share `arrived`.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        request_id: str,
+        on_close: Callable[[Generation], None],
+        place: int = 0,
+        arrived: asyncio.Event | None = None,
+    ) -> None:
         self.request_id = request_id
+        self.place = place
+        self.choice_index = request.choice_index
         self.engine_id = request.id
         self.prompt_ids: tuple[int, ...] = request.prompt_ids
+        self.report: Report = request.report
         self.params: SamplingParams = request.params
         self.limits: Limits = request.limits
         self._on_close = on_close
         self._pending: Delta | None = None
-        self._arrived = asyncio.Event()
+        self._arrived = arrived or asyncio.Event()
         self._is_closed = False
         self.is_finished = False
 
     async def next(self) -> Delta | None:
         """Everything since the last call, merged; waits if there is nothing. None after the final delta."""
-        while self._pending is None:
+        while (delta := self.take()) is None:
             if self.is_finished:
                 return None
             self._arrived.clear()
             await self._arrived.wait()
+        return delta
+
+    def take(self) -> Delta | None:
+        """The same without waiting; None if there is nothing."""
         delta, self._pending = self._pending, None
         return delta
 

@@ -64,7 +64,7 @@ def collect_edits(requests: Sequence[Request], listed: Sequence[list[int]] | Non
     listed: more ids of each row, which count as edited even where nothing changes them.
     """
     windows = [_window_first(request) for request in requests]
-    biases = [_biases(request) for request in requests]
+    biases = [biases_of(request) for request in requests]
     dries = [_dry_first(request) for request in requests]
     if listed is not None or any(biases) or any(dries):
         return _with_biases(windows, biases, dries, listed or [()] * len(requests))
@@ -112,7 +112,7 @@ def _dry_first(request: Request) -> Mapping[int, float]:
     return dry_penalties(request) if not request.is_plain and order_of(request.params).dry_first else {}
 
 
-def _biases(request: Request) -> Sequence[tuple[int, float]]:
+def biases_of(request: Request) -> Sequence[tuple[int, float]]:
     """The biases of its next token, each of another token but for those that are forbidden."""
     biases, min_tokens = request.params.logit_bias, request.limits.min_tokens
     if min_tokens and request.num_generated < min_tokens:

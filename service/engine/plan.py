@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.engine.request import Request
+from service.engine.request import Logprobs, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,19 @@ class ScheduledRow:
     start: int
     count: int
     sample: bool
+
+    @property
+    def scored(self) -> range:
+        """Positions whose logits are wanted to tell how likely the prompt's next token was."""
+        if self.request.report.prompt_logprobs is None:
+            return range(0)
+        start = max(self.start, self.request.num_scored)
+        return range(start, max(start, min(self.start + self.count, len(self.request.prompt_ids) - 1)))
+
+    @property
+    def has_result(self) -> bool:
+        """Something comes back for it; else it is just computed."""
+        return self.sample or len(self.scored) > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +57,17 @@ class StepPlan:
 class RowResult:
     """The token chosen for one row, or why there is none (then `token_id` means nothing, and only this row failed).
 
-    mu: the request's Mirostat state once it has this token; None where it uses none.
-    is_grammar: what failed is the request's own grammar.
+    For a row without `sample` it means nothing either. Where the request's Report asks for them, logprobs tell of the
+    token chosen, and prompt_logprobs of the tokens after those `scored`. mu: the request's Mirostat state once it has
+    this token; None where it uses none. is_grammar: what failed is the request's own
+    grammar.
     """
 
     token_id: int
     error: str | None = None
     mu: float | None = None
+    logprobs: Logprobs | None = None
+    prompt_logprobs: tuple[Logprobs, ...] = ()
     is_grammar: bool = False
 
 
@@ -58,7 +75,7 @@ class Pending(Protocol):
     """A step under way."""
 
     def tokens(self) -> Sequence[RowResult]:
-        """Wait; one result for each row with `sample`, in row order. Raises if the step as a whole failed."""
+        """Wait; one result for each row with `has_result`, in row order. Raises if the step as a whole failed."""
         ...
 
 

@@ -8,7 +8,7 @@ Knows no HTTP and no tokenizer: whatever satisfies `PromptEncoder` will do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -49,7 +49,14 @@ class TokenPrompt:
     token_ids: tuple[int, ...]
 
 
-Prompt: TypeAlias = ChatPrompt | TextPrompt | TokenPrompt
+@dataclass(frozen=True, slots=True)
+class MixedPrompt:
+    """Texts and token ids, one after the other; what a text begins with (BOS) comes before a first text only."""
+
+    parts: tuple[str | int, ...]
+
+
+Prompt: TypeAlias = ChatPrompt | TextPrompt | TokenPrompt | MixedPrompt
 
 
 class PromptEncoder(Protocol):
@@ -65,7 +72,17 @@ class PromptEncoder(Protocol):
 
     def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]: ...
 
-    def encode_text(self, text: str) -> list[int]: ...
+    def encode_text(self, text: str, *, begins: bool = True) -> list[int]:
+        """Special tokens parsed. With `begins` it is the beginning of a text, and starts as this model's texts do."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token adds to a text; b"" for special tokens."""
+        ...
+
+    def control_name(self, token_id: int) -> str:
+        """How a token that adds nothing to a text is written; "" for every other."""
+        ...
 
     def spell(self, token_id: int) -> bytes:
         """The bytes of a token as it is written in a prompt: those of a control token too."""
@@ -89,6 +106,9 @@ def encode_prompt(prompt: Prompt, limits: Limits, encoder: PromptEncoder) -> tup
 
 
 def _refuse_too_many_chars(prompt: Prompt, limits: Limits, encoder: PromptEncoder) -> None:
+    if isinstance(prompt, MixedPrompt) and len(prompt.parts) > limits.n_ctx:
+        message = f"the prompt has {len(prompt.parts)} parts, and this request's n_ctx is {limits.n_ctx}"
+        raise InvalidParameter(message, "prompt")
     num_chars = _num_chars(prompt)
     if num_chars > limits.n_ctx * encoder.max_token_chars:
         raise ContextLengthExceeded(-(-num_chars // encoder.max_token_chars), limits.n_ctx, at_least=True)
@@ -104,6 +124,8 @@ def _num_chars(prompt: Prompt) -> int:
             return len(text)
         case TokenPrompt():
             return 0
+        case MixedPrompt(parts):
+            return sum(len(part) for part in parts if isinstance(part, str))
 
 
 def _encode(prompt: Prompt, encoder: PromptEncoder) -> tuple[int, ...]:
@@ -115,6 +137,17 @@ def _encode(prompt: Prompt, encoder: PromptEncoder) -> tuple[int, ...]:
         case TokenPrompt(token_ids):
             _refuse_unknown_ids(token_ids, encoder.vocab_size, "prompt")
             return token_ids
+        case MixedPrompt(parts):
+            return tuple(_encode_parts(parts, encoder))
+
+
+def _encode_parts(parts: Sequence[str | int], encoder: PromptEncoder) -> Iterator[int]:
+    _refuse_unknown_ids([part for part in parts if isinstance(part, int)], encoder.vocab_size, "prompt")
+    for place, part in enumerate(parts):
+        if isinstance(part, int):
+            yield part
+        else:
+            yield from encoder.encode_text(part, begins=place == 0)
 
 
 def _refuse_unknown_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:

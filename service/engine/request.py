@@ -78,7 +78,7 @@ class Limits:
     n_threads: its wish, None for none. max_tokens: most generated tokens, -1 for as many as n_ctx allows.
     stop: strings that end the output, part of it only with include_stop. stop_token_ids: tokens that end it beside the
     model's own. The first min_tokens tokens end nothing: until then no token of end_ids is chosen, and no stop string
-    is looked for.
+    is looked for. cache_prompt: what the prefix cache holds may be used.
     """
 
     n_ctx: int
@@ -90,6 +90,32 @@ class Limits:
     include_stop: bool = False
     min_tokens: int = 0
     end_ids: tuple[int, ...] = ()
+    cache_prompt: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is told of the tokens themselves: of each generated one (logprobs), of each of the prompt (prompt_logprobs).
+
+    A number is how many of the likeliest tokens are told beside it; None tells nothing.
+    """
+
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+NOTHING = Report()
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """How likely the model held one token where it stands: ln of its probability over the whole vocabulary, before any
+    bias, penalty or cut. rank: 1 for the likeliest. top: (token id, logprob) of the likeliest, equal ones by id."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class FinishReason(StrEnum):
@@ -108,7 +134,8 @@ class Delta:
     text excludes stop strings (unless they were asked for) and never ends inside a character. token_ids includes the
     token that ended it, which has no text either. num_generated, num_cached (prompt tokens taken from the prefix
     cache), prompt_ms and predicted_ms are totals up to this delta. stop_kind and stopping_word are set with finish STOP
-    or LENGTH, error with finish ERROR.
+    or LENGTH, error with finish ERROR. Where the request's Report asks for them, logprobs stand beside token_ids, and
+    prompt_logprobs, all in one delta, beside the prompt's tokens from its second on.
     """
 
     text: str = ""
@@ -121,6 +148,8 @@ class Delta:
     num_cached: int = 0
     prompt_ms: float = 0.0
     predicted_ms: float = 0.0
+    logprobs: tuple[Logprobs, ...] = ()
+    prompt_logprobs: tuple[Logprobs, ...] = ()
 
     def then(self, later: Delta) -> Delta:
         """This delta and the one after it, as one."""
@@ -135,6 +164,8 @@ class Delta:
             num_cached=max(self.num_cached, later.num_cached),
             prompt_ms=max(self.prompt_ms, later.prompt_ms),
             predicted_ms=max(self.predicted_ms, later.predicted_ms),
+            logprobs=self.logprobs + later.logprobs,
+            prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
         )
 
 
@@ -145,8 +176,9 @@ class Request:
     there. block_ids: the KV blocks held, in order; token i sits in block_ids[i // block_tokens]. block_keys: chained
     hashes of its leading full blocks of tokens, as far as anybody asked for them. limit: most tokens it may come to.
     salt: requests of different salts share no cached blocks. mu: Mirostat's surprise limit, in bits. breakers: finds
-    the sequence breakers of DRY in its tokens; without it there are none. matcher: how far the output is in its
-    grammar; None where it has none.
+    the sequence breakers of DRY in its tokens; without it there are none. num_scored: leading tokens of which it has
+    been told how likely the prompt's next one was. matcher: how far the output is in its grammar; None where it has
+    none.
 
     While it lives, 0 <= num_cached <= num_computed < total <= limit; each method below keeps that, or asserts.
     The one exception is the instant at which a prompt with max_tokens = 0 is evaluated: computed == total == limit.
@@ -165,8 +197,10 @@ class Request:
         "mu",
         "num_cached",
         "num_computed",
+        "num_scored",
         "params",
         "prompt_ids",
+        "report",
         "salt",
         "token_ids",
     )
@@ -181,6 +215,7 @@ class Request:
         salt: bytes = b"",
         breakers: Breakers | None = None,
         matcher: Matcher | None = None,
+        report: Report = NOTHING,
     ) -> None:
         self.id = id
         self.prompt_ids = prompt_ids
@@ -192,10 +227,12 @@ class Request:
         self.breakers = breakers
         self.is_plain = params.is_plain
         self.mu = 2 * params.mirostat_tau
+        self.report = report
         self.limit = self._most_tokens()
         self.token_ids: list[int] = list(prompt_ids)
         self.num_computed = 0
         self.num_cached = 0
+        self.num_scored = 0
         self.block_ids: list[int] = []
         self.block_keys: list[bytes] = []
         assert 0 < self.total <= self.limit, f"prompt of {self.total} tokens, limit {self.limit}"
@@ -224,6 +261,11 @@ class Request:
     def is_full(self) -> bool:
         """No further token may be generated."""
         return len(self.token_ids) >= self.limit
+
+    @property
+    def reads_cache(self) -> bool:
+        """It may take over blocks that are computed already. Whoever wants its prompt's logprobs has to compute it."""
+        return self.limits.cache_prompt and self.report.prompt_logprobs is None
 
     @property
     def is_decoding(self) -> bool:

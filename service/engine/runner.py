@@ -8,19 +8,26 @@ numbers are made by the model and its wing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitnet_model.batch import ForwardBatch
 from bitnet_model.ops import CacheDtype
 from bitnet_model.plan import Cache
+from service.engine.logprobs import score
+from service.engine.penalties import NO_ID
 from service.engine.plan import RowResult, ScheduledRow, StepPlan
 from service.engine.ragged import flatten, pad
-from service.engine.sampler import LogitSource, sample
+from service.engine.request import Logprobs
+from service.engine.sampler import NOT_FINITE, LogitSource, sample
+
+SCORED_AT_A_TIME = 32
+"""Rows whose logits over the whole vocabulary are held at a time to tell logprobs: 16 MB for 128256 tokens."""
 
 
 class StepModel(LogitSource, Protocol):
@@ -51,6 +58,22 @@ class Completed:
         return self.results
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A token whose logprob is wanted: the hidden state it is judged by is row `index`."""
+
+    index: int
+    token_id: int
+    num_top: int
+
+
+def _successors(row: ScheduledRow, first: int) -> list[Asked]:
+    """The prompt's tokens after the positions scored, whose hidden states begin at row `first`."""
+    num_top = row.request.report.prompt_logprobs or 0
+    token_ids = row.request.prompt_ids[row.scored.start + 1 : row.scored.stop + 1]
+    return [Asked(first + i, token_id, num_top) for i, token_id in enumerate(token_ids)]
+
+
 class ModelRunner:
     """Runs plans on one model; `service.engine.plan.Runner`. For one thread, the engine's."""
 
@@ -68,8 +91,52 @@ class ModelRunner:
         self._use_threads(plan.num_threads)
         with torch.inference_mode():
             hidden = self._model.forward(make_batch(plan.rows, self._block_tokens), self._cache)
-            results = sample(self._model, hidden, [row.request for row in plan.rows if row.sample])
+            if any(len(row.scored) for row in plan.rows):
+                results = self._results_with_scores(plan.rows, hidden)
+            else:
+                results = self._sample([row for row in plan.rows if row.sample], hidden)
         return Completed(tuple(results))
+
+    def _sample(self, rows: Sequence[ScheduledRow], hidden: Tensor) -> list[RowResult]:
+        """The next token of each row, f32 [rows, H], with its logprobs where they are asked for."""
+        results = sample(self._model, hidden, [row.request for row in rows])
+        told = [
+            Asked(i, result.token_id, row.request.report.logprobs)
+            for i, (row, result) in enumerate(zip(rows, results, strict=True))
+            if row.request.report.logprobs is not None and not result.error
+        ]
+        for asked, logprobs in zip(told, self._score(told, hidden), strict=True):
+            result = results[asked.index]
+            results[asked.index] = (
+                RowResult(NO_ID, NOT_FINITE) if logprobs is None else replace(result, logprobs=logprobs)
+            )
+        return results
+
+    def _results_with_scores(self, rows: Sequence[ScheduledRow], hidden: Tensor) -> list[RowResult]:
+        """The same where the logits of other tokens than each row's last are wanted, too: all are in `hidden`."""
+        ends = np.cumsum([len(row.scored) + row.sample for row in rows]).tolist()
+        sampled = [(row, end - 1) for row, end in zip(rows, ends, strict=True) if row.sample]
+        drawn = iter(self._sample([row for row, _ in sampled], hidden[[place for _, place in sampled]]))
+        results = []
+        for row, end in zip(rows, ends, strict=True):
+            if row.has_result:
+                first = end - row.sample - len(row.scored)
+                scores = self._score(_successors(row, first), hidden)
+                result = next(drawn) if row.sample else RowResult(NO_ID)
+                if None in scores:
+                    result = RowResult(NO_ID, NOT_FINITE)
+                told = tuple(item for item in scores if item is not None)
+                results.append(result if result.error else replace(result, prompt_logprobs=told))
+        return results
+
+    def _score(self, asked: Sequence[Asked], hidden: Tensor) -> list[Logprobs | None]:
+        """How likely each of these tokens was; None where the logits are not finite."""
+        scores = []
+        for start in range(0, len(asked), SCORED_AT_A_TIME):
+            part = asked[start : start + SCORED_AT_A_TIME]
+            logits = self._model.logits(hidden[[item.index for item in part]]).cpu().numpy()
+            scores += [score(row, item.token_id, item.num_top) for row, item in zip(logits, part, strict=True)]
+        return scores
 
     def zero_blocks(self, block_ids: Sequence[int]) -> None:
         """Wipe these blocks in every layer."""
@@ -93,7 +160,6 @@ def make_batch(rows: Sequence[ScheduledRow], block_tokens: int) -> ForwardBatch:
     tables = pad([row.request.block_ids[:count] for row, count in zip(rows, num_blocks, strict=True)], filler=0)
     slots = tables[row_of_token, positions // block_tokens] * block_tokens + positions % block_tokens
     token_ids = flatten([row.request.token_ids[row.start : row.start + row.count] for row in rows])
-    is_sampled = np.array([row.sample for row in rows], dtype=np.bool_)
     return ForwardBatch(
         token_ids=torch.from_numpy(token_ids),
         positions=torch.from_numpy(positions),
@@ -101,5 +167,17 @@ def make_batch(rows: Sequence[ScheduledRow], block_tokens: int) -> ForwardBatch:
         block_tables=torch.from_numpy(tables.astype(np.int32)),
         lengths=torch.from_numpy(lengths.astype(np.int32)),
         starts=torch.from_numpy(starts.astype(np.int32)),
-        logit_rows=torch.from_numpy(starts[1:][is_sampled] - 1),
+        logit_rows=torch.from_numpy(_logit_rows(rows, starts)),
     )
+
+
+def _logit_rows(rows: Sequence[ScheduledRow], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which tokens of the batch have their logits wanted: of each row those scored, then the last if it is sampled."""
+    is_sampled = np.array([row.sample for row in rows], dtype=np.bool_)
+    last = starts[1:][is_sampled] - 1
+    scored = [
+        np.arange(row.scored.start, row.scored.stop) - row.start + start
+        for row, start in zip(rows, starts[:-1], strict=True)
+        if len(row.scored)
+    ]
+    return np.sort(np.concatenate([*scored, last])) if scored else last

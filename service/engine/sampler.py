@@ -3,7 +3,8 @@
 The order of the samplers is fixed: logit_bias, penalties, top_k, typical_p, top_p, min_p, temperature, draw. Their
 meanings are llama.cpp's: each of the middle ones looks at the probabilities of what its predecessors left, before the
 temperature. Temperature 0 takes the largest logit after the penalties; equal logits go to the lower id. A row that asks
-for more than this fixed chain is ranked with the others, and then goes through `chain.py` by itself.
+for more than this fixed chain is ranked with the others, and then goes through `chain.py` by itself. A row that asks
+for less (no bias, no typical_p) is drawn by the wing, if it can: the same chain and the same arithmetic, in one call.
 
 A row's token depends on its own logits, parameters and position, not on its company: bias and penalties are fp32,
 everything after them is float64, and every sum runs over the candidates one after the other (`np.add.accumulate`),
@@ -23,10 +24,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitnet_model.batch import DrawBatch
+from bitnet_model.ops import DrawFunction
 from service.engine import philox
 from service.engine.candidates import Candidates, rank
 from service.engine.chain import LAST_DRAW, run_chain
 from service.engine.cuts import F64, min_p, top_k, top_p, typical_p, weights
+from service.engine.draws import draw_arrays, is_drawable
 from service.engine.masks import Masks, listed_ids, of_rows, read_masks, short_rows
 from service.engine.order import order_of
 from service.engine.penalties import NO_ID, Edits, collect_edits
@@ -45,6 +49,11 @@ WIDE_ROWS = 8
 class LogitSource(Protocol):
     """What sampling needs of a model; hidden states are f32 [R, H]."""
 
+    @property
+    def draw(self) -> DrawFunction | None:
+        """Takes hidden states to tokens in one call, where the wing can."""
+        ...
+
     def logits(self, x: Tensor) -> Tensor:
         """f32 [R, V]."""
         ...
@@ -56,6 +65,27 @@ class LogitSource(Protocol):
 
 def sample(source: LogitSource, hidden: Tensor, requests: Sequence[Request]) -> list[RowResult]:
     """Choose the next token of each request, given its hidden state f32 [R, H]. A bad row fails alone."""
+    if source.draw is None:
+        return sample_ranked(source, hidden, requests)
+    drawn = [row for row, request in enumerate(requests) if is_drawable(request)]
+    if len(drawn) == len(requests):
+        return draw_rows(source.draw, hidden, requests)
+    others = [row for row in range(len(requests)) if row not in drawn]
+    results = dict(zip(others, sample_ranked(source, hidden[others], [requests[row] for row in others]), strict=True))
+    results |= zip(drawn, draw_rows(source.draw, hidden[drawn], [requests[row] for row in drawn]), strict=True)
+    return [results[row] for row in range(len(requests))]
+
+
+def draw_rows(draw: DrawFunction, hidden: Tensor, requests: Sequence[Request]) -> list[RowResult]:
+    """The rows that the wing draws by itself."""
+    if not requests:
+        return []
+    token_ids = draw(hidden, DrawBatch(*map(torch.from_numpy, draw_arrays(requests)))).tolist()
+    return [RowResult(token_id) if token_id >= 0 else RowResult(NO_ID, NOT_FINITE) for token_id in token_ids]
+
+
+def sample_ranked(source: LogitSource, hidden: Tensor, requests: Sequence[Request]) -> list[RowResult]:
+    """The rows that are drawn here, from what the wing ranks."""
     if not requests:
         return []
     is_finite = finite_rows(hidden)

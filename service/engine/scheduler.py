@@ -10,7 +10,8 @@
   for each running request. So nobody starves, and one that was preempted does not come back just to be preempted again.
 - When a growing request finds no free block, the youngest running one is preempted: it loses what is computed, keeps
   its tokens and waits at the head of the queue. The oldest can always go on, so there is no livelock.
-- A block that a neighbour has finished meanwhile is adopted, not recomputed: also by requests already running.
+- A block that a neighbour has finished meanwhile is adopted, not recomputed: also by requests already running. Whoever
+  lacks a block that an older request computes next waits for it: of eight choices, one computes the prompt.
 
 Knows no text, no time (it is told how long steps took) and no tensors.
 """
@@ -92,7 +93,7 @@ class Scheduler:
         counts = self._share_out()
         rows = []
         for request in self._oldest_first():
-            start, count = request.num_computed, counts[request.id]
+            start, count = request.num_computed, counts.get(request.id, 0)
             if count and self._grow(request, start + count):
                 sample = start + count == request.total and not request.is_full
                 rows.append(ScheduledRow(request, start, count, sample))
@@ -131,19 +132,39 @@ class Scheduler:
     def _adopt(self, request: Request) -> None:
         """Take over cached blocks from where the request has got to, always leaving one token to compute."""
         block_tokens = self.pool.block_tokens
-        while (
-            request.num_computed == len(request.block_ids) * block_tokens
-            and request.num_computed + block_tokens < request.total
-        ):
+        while self._may_adopt(request):
             block_id = self.pool.share(self._key(request, len(request.block_ids)))
             if block_id is None:
                 return
             request.adopt(block_id, block_tokens)
 
+    def _may_adopt(self, request: Request) -> bool:
+        """Its next block is one that it could take over."""
+        block_tokens = self.pool.block_tokens
+        is_at_block = request.num_computed == len(request.block_ids) * block_tokens
+        return is_at_block and request.num_computed + block_tokens < request.total and request.reads_cache
+
+    def _held(self) -> set[str]:
+        """Ids of the running requests that wait for a block which an older one, as fast as they, computes next."""
+        held, block_tokens = set(), self.pool.block_tokens
+        leaders: dict[bytes, int] = {}
+        for request in self.running:
+            place = request.num_computed // block_tokens
+            if request.gap == 1 or (place + 1) * block_tokens > request.total:
+                continue
+            key = self._key(request, place)
+            if self._may_adopt(request) and leaders.get(key, 0) >= request.limits.n_batch:
+                held.add(request.id)
+            else:
+                leaders[key] = max(leaders.get(key, 0), request.limits.n_batch)
+        return held
+
     def _share_out(self) -> dict[str, int]:
-        """Tokens for each running request in this step, by request id."""
+        """Tokens for each running request in this step, by request id; nothing is said of those that get none."""
+        held = self._held()
         counts = {request.id: 1 for request in self.running if request.gap == 1}
-        wants = {request.id: min(request.gap, request.limits.n_batch) for request in self.running if request.gap > 1}
+        prompts = [request for request in self.running if request.gap > 1 and request.id not in held]
+        wants = {request.id: min(request.gap, request.limits.n_batch) for request in prompts}
         budget = self._prompt_budget()
         while wants and (least := min(wants.values())) <= budget // len(wants):
             short_id = next(id for id, want in wants.items() if want == least)

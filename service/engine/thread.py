@@ -31,7 +31,8 @@ _ORDER: tuple[State, ...] = ("loading", "ready", "draining", "dead")
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What there is to know of a loaded engine. n_ctx: what a silent request gets; n_ctx_max: the most it may ask for;
-    n_batch, n_threads: the ceilings; created: Unix time in seconds; eos_ids: the tokens that end a generation."""
+    n_batch, n_threads: the ceilings; created: Unix time in seconds; eos_ids: the tokens that end a generation;
+    fingerprint: the same as long as nothing but the request decides what a seeded request says."""
 
     model_id: str
     created: int
@@ -43,6 +44,7 @@ class EngineInfo:
     max_running: int
     kv_tokens: int
     eos_ids: tuple[int, ...] = ()
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,11 +135,12 @@ class Tokenizer:
                 return self._begun(self._aliased_tokenizer().encode(text, guard))
             return self._begun(self._backend.encode(text, add_special_tokens=False).ids)
 
-    def encode_text(self, text: str) -> list[int]:
-        """The ids of a prompt, special tokens parsed. Raises RequestError."""
+    def encode_text(self, text: str, *, begins: bool = True) -> list[int]:
+        """The ids of a prompt, or of a later piece of one, special tokens parsed. Raises RequestError."""
         _refuse_surrogates(text, "prompt")
         with _faults("prompt"):
-            return self._begun(self._backend.encode(text, add_special_tokens=False).ids)
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+        return self._begun(ids) if begins else ids
 
     def encode_piece(self, text: str) -> list[int]:
         """The ids of a text by itself: nothing is put before it. Raises RequestError."""
@@ -153,6 +154,10 @@ class Tokenizer:
     def spell(self, token_id: int) -> bytes:
         """What a token is written as, control tokens included; b"" for an id without a token."""
         return self._control_spellings.get(token_id) or self.token_bytes(token_id)
+
+    def control_name(self, token_id: int) -> str:
+        """How a token that adds nothing to the text is written; "" for every other, and where it has no name."""
+        return "" if self.token_bytes(token_id) else self._backend.id_to_token(token_id) or ""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens; U+FFFD where they end inside a character."""

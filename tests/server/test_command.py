@@ -39,6 +39,8 @@ def refused(*arguments: str) -> tuple[int, list[str]]:
 def test_a_folder_is_served_and_the_end_is_clean(tiny_packed: Path) -> None:
     with bitnet(str(tiny_packed), "--port", "0", "--kv-tokens", "1K", "--n-threads", "1") as process:
         process.wait_for(f"serves {tiny_packed.name}")
+        process.wait_for(f"chat in a browser: {process.url}/")
+        process.wait_for(f"try: curl {process.url}/chat/completions")
         answer = httpx.post(
             f"{process.url}/completion", json={"prompt": "a", "n_predict": 4, "temperature": 0}, timeout=60
         )

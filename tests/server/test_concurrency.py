@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from service.compose import load
-from service.engine.async_engine import AsyncEngine
 from tests.server.live import Live
-from tests.service.api.asgi import events_of, settings_of
+from tests.service.api.asgi import events_of
 
 NUM_CLIENTS = 16
-
-
-@pytest.fixture(scope="module")
-def model(tiny_packed: Path) -> Iterator[Live]:
-    settings = {"model": str(tiny_packed), "backend": "cpu", "n_threads": 2, "max_running": 16, "kv_tokens": 4096}
-    engine = AsyncEngine()
-    engine.start(lambda: load(settings_of(**settings)))
-    with Live(settings, engine=engine) as live:
-        yield live
 
 
 def request_of(i: int) -> tuple[str, dict[str, Any]]:

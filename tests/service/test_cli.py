@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
@@ -20,6 +24,21 @@ def test_every_setting_is_a_flag(cli: CliRunner) -> None:
     text = cli.invoke(app, ["serve", "--help"]).stdout
     missing = [name for name in Settings.model_fields if name != "model" and f"--{name.replace('_', '-')}" not in text]
     assert missing == []
+
+
+def test_the_help_shows_defaults(cli: CliRunner) -> None:
+    text = cli.invoke(app, ["serve", "--help"]).stdout
+    (line,) = [line for line in text.splitlines() if "--port " in line]
+    assert "default: 8081" in line
+    assert "without one the demo model" in text
+
+
+def test_the_shell_completes_commands() -> None:
+    environment = {**os.environ, "_BITNET_COMPLETE": "complete_bash", "COMP_WORDS": "bitnet se", "COMP_CWORD": "1"}
+    # The variable's name comes from the program's, which is the console script's.
+    code = "import sys; sys.argv = ['bitnet']; from service.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["serve", "selfcheck"]
 
 
 def test_print_config_shows_value_and_origin_of_every_setting(cli: CliRunner) -> None:

@@ -82,7 +82,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"json_schema": {"anyOf": [{"type": "number", "multipleOf": step} for step in (0.07, 11, 13)]}},
         "json_schema",
-        "",
+        "more than 10000",
     ),
     ({"json_schema": {"enum": ["x" * 65_000, "y" * 1000]}}, "json_schema", "limit is 65536"),
     ({"grammar": "x ::= (", "max_tokens": 1}, "grammar", "grammar"),

@@ -68,7 +68,7 @@ def test_an_error_of_a_class_unknown_to_the_table_is_shown_as_its_nearest() -> N
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/"),
+        ("GET", "/page"),
         ("GET", "/nope"),
         ("POST", "/v1/nope"),
         ("GET", "/health/"),

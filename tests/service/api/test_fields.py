@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.api.schemas import ChatBody
+from service.api.schemas import ChatBody, CompletionBody, NativeBody
 from service.api.unserved import NEUTRAL, NEUTRAL_IN_MESSAGE
 from tests.service.api.asgi import CHAT, Client, error_of
 
@@ -159,14 +159,20 @@ def test_null_is_absent_and_unknown_names_are_ignored(client: Client, route: tup
     assert client.post(path, {**body, **ignored}).status_code == 200
 
 
-@pytest.mark.parametrize("name", sorted(NEUTRAL))
-def test_a_name_that_is_known_and_not_served_is_not_supported(client: Client, name: str) -> None:
-    for path, body in ROUTES:
-        if path == "/chat/completions" and name in ChatBody.model_fields:
-            continue
-        for value in [{"some": "wish"}, "a wish", 7, 0.5]:
-            error = error_of(client.post(path, {**body, name: value}), 400, "not_supported")
-            assert (error["param"], error["type"]) == (name, "invalid_request_error")
+BODIES = {"/chat/completions": ChatBody, "/completion": NativeBody, "/v1/completions": CompletionBody}
+NOT_SERVED = [
+    (route, name) for route in ROUTES for name in sorted(NEUTRAL) if name not in BODIES[route[0]].model_fields
+]
+
+
+@pytest.mark.parametrize(("route", "name"), NOT_SERVED, ids=lambda item: item if isinstance(item, str) else item[0])
+def test_a_name_that_is_known_and_not_served_is_not_supported(
+    client: Client, route: tuple[str, dict[str, Any]], name: str
+) -> None:
+    path, body = route
+    for value in [{"some": "wish"}, "a wish", 7, 0.5]:
+        error = error_of(client.post(path, {**body, name: value}), 400, "not_supported")
+        assert (error["param"], error["type"]) == (name, "invalid_request_error")
 
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL))
@@ -175,9 +181,61 @@ def test_a_value_that_asks_for_nothing_is_served(client: Client, name: str) -> N
         assert client.post("/chat/completions", {**CHAT, name: value}).status_code == 200
 
 
-@pytest.mark.parametrize("field", [{"n": True}, {"n": 2}, {"logprobs": 0}, {"echo": 0}, {"tools": [{}]}])
+@pytest.mark.parametrize("field", [{"best_of": True}, {"best_of": 2}, {"logprobs": 0}, {"echo": 0}, {"tools": [{}]}])
 def test_what_only_resembles_a_neutral_value_is_not_supported(client: Client, field: dict[str, Any]) -> None:
-    error_of(client.post("/v1/completions", {"prompt": "a", **field}), 400, "not_supported")
+    error_of(client.post("/completion", {"prompt": "a", **field}), 400, "not_supported")
+
+
+TOP = [-1, 21, True, "1", 1.5, [1], {}]
+OF_ONE_ROUTE: list[tuple[str, str, Any]] = [
+    *((path, "n", value) for path in BODIES for value in [0, -1, 9, 10**30, True, "2", 1.5, [2]]),
+    *((path, name, value) for path in BODIES for name in ("cache_prompt", "timings_per_token") for value in [0, "no"]),
+    *(("/chat/completions", "top_logprobs", value) for value in TOP),
+    *(("/chat/completions", "logprobs", value) for value in [0, 1, "true", []]),
+    *(("/v1/completions", "logprobs", value) for value in TOP),
+    *(("/v1/completions", "echo", value) for value in [0, 1, "true"]),
+    *(("/v1/completions", "best_of", value) for value in [1.5, "1", True]),
+    *((path, "prompt_logprobs", value) for path in ("/chat/completions", "/v1/completions") for value in TOP),
+    *((path, "return_token_ids", value) for path in ("/chat/completions", "/v1/completions") for value in [0, "no"]),
+    *(("/completion", "n_probs", value) for value in TOP),
+    *(("/completion", "return_tokens", value) for value in [0, "no"]),
+    *(("/completion", "response_fields", value) for value in ["content", [1], [None], ["a"] * 65, ["a" * 257], {}]),
+]
+
+
+@pytest.mark.parametrize(("path", "name", "value"), OF_ONE_ROUTE, ids=lambda item: str(item)[:20])
+def test_a_bad_value_of_a_field_that_only_some_routes_have_is_refused_by_its_name(
+    client: Client, path: str, name: str, value: Any
+) -> None:
+    body = {**CHAT, "prompt": "abc", name: value}
+    error = error_of(client.post(path, body), 400, "invalid_parameter")
+    assert error["param"] == name
+    assert name in error["message"]
+
+
+def test_the_likeliest_tokens_without_logprobs_are_refused_as_openai_does(client: Client) -> None:
+    error = error_of(client.post("/chat/completions", {**CHAT, "top_logprobs": 2}), 400, "invalid_parameter")
+    assert error["param"] == "top_logprobs"
+    assert client.post("/chat/completions", {**CHAT, "top_logprobs": 0}).status_code == 200
+
+
+def test_best_of_may_only_say_what_n_says(client: Client) -> None:
+    body = {"prompt": "abc", "n": 2}
+    assert len(client.post("/v1/completions", {**body, "best_of": 2}).json()["choices"]) == 2
+    for value in (1, 3, 10**30):
+        error = error_of(client.post("/v1/completions", {**body, "best_of": value}), 400, "not_supported")
+        assert error["param"] == "best_of"
+
+
+@pytest.mark.parametrize("path", ["/completion", "/v1/completions"])
+def test_more_generations_than_one_request_may_have_are_refused_with_the_limit(path: str) -> None:
+    with Client(max_queue=500) as client:
+        assert client.post(path, {"prompt": ["a"] * 128}).status_code == 200
+        assert client.post(path, {"prompt": ["a"] * 16, "n": 8}).status_code == 200
+        for body in ({"prompt": ["a"] * 129}, {"prompt": ["a"] * 17, "n": 8}, {"prompt": [[1]] * 100_000}):
+            error = error_of(client.post(path, body), 400, "invalid_parameter")
+            assert error["param"] == "prompt"
+            assert "128" in error["message"]
 
 
 CALL = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -246,9 +304,21 @@ PROMPTS: list[tuple[Any, str]] = [
     ([-1], "invalid_parameter"),
     ([261], "invalid_parameter"),
     ([10**30], "invalid_parameter"),
-    (["a", "b"], "not_supported"),
-    ([[1], [2]], "not_supported"),
-    ([1, "a", 2], "not_supported"),
+    ([[]], "invalid_parameter"),
+    ([[1], []], "invalid_parameter"),
+    ([[1], 2], "invalid_parameter"),
+    ([[[1]]], "invalid_parameter"),
+    (["a", None], "invalid_parameter"),
+    (["a", True], "invalid_parameter"),
+    ([["a", 1.5]], "invalid_parameter"),
+    ([{"prompt_string": "a"}], "invalid_parameter"),
+    (["a", 261], "invalid_parameter"),
+    ([[1], [261]], "invalid_parameter"),
+    (["a", -1], "invalid_parameter"),
+    ([1] + [""] * 200, "invalid_parameter"),
+    (["a", "b" * 128], "context_length_exceeded"),
+    ([[1], [1] * 128], "context_length_exceeded"),
+    ([1, "b" * 127], "context_length_exceeded"),
 ]
 
 
@@ -256,4 +326,5 @@ PROMPTS: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("prompt", "code"), PROMPTS, ids=lambda item: str(item)[:20])
 def test_prompts_that_cannot_be_served_are_refused(client: Client, path: str, prompt: Any, code: str) -> None:
     body = {} if prompt is None else {"prompt": prompt}
-    assert error_of(client.post(path, body), 400, code)["param"] == "prompt"
+    error = error_of(client.post(path, body), 400, code)
+    assert code == "context_length_exceeded" or error["param"] == "prompt"

@@ -18,8 +18,8 @@ def test_every_generation_route_describes_its_body_and_both_kinds_of_answer(docu
     bodies = {
         "/chat/completions": "ChatBody",
         "/v1/chat/completions": "ChatBody",
-        "/completion": "CompletionBody",
-        "/completions": "CompletionBody",
+        "/completion": "NativeBody",
+        "/completions": "NativeBody",
         "/v1/completions": "CompletionBody",
     }
     for path, name in bodies.items():

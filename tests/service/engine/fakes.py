@@ -14,21 +14,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.engine.async_engine import AsyncEngine, EngineInfo, EngineOptions, Loaded
 from service.engine.blocks import BlockPool
 from service.engine.engine import Engine
 from service.engine.grammar import MatcherError
 from service.engine.grammar_compiler import GrammarCompiler
+from service.engine.logprobs import score
 from service.engine.plan import RowResult, ScheduledRow, StepPlan
 from service.engine.prompt import Message
-from service.engine.request import Request
+from service.engine.request import Logprobs, Request
 from service.engine.scheduler import SchedulerLimits
 from service.engine.tool_messages import in_words
 from service.engine.tools import Tool
 
 BOS, EOS, TURN, COLON, END = 256, 257, 258, 259, 260
 VOCAB_SIZE = 261
+CONTROL_NAMES = {BOS: "<bos>", EOS: "<eos>", TURN: "<turn>", COLON: "<colon>", END: "<end>"}
 
 Chooser = Callable[[Sequence[int], Request], int]
 
@@ -47,8 +50,8 @@ class FakeTokenizer:
             token_ids += [TURN, *message.role.encode(), COLON, *message.content.encode(), END]
         return [*token_ids, TURN, *b"assistant", COLON]
 
-    def encode_text(self, text: str) -> list[int]:
-        return [BOS, *text.encode()]
+    def encode_text(self, text: str, *, begins: bool = True) -> list[int]:
+        return [BOS, *text.encode()] if begins else [*text.encode()]
 
     def encode_piece(self, text: str) -> list[int]:
         return [*text.encode()]
@@ -60,6 +63,9 @@ class FakeTokenizer:
 
     def spell(self, token_id: int) -> bytes:
         return self.token_bytes(token_id)
+
+    def control_name(self, token_id: int) -> str:
+        return CONTROL_NAMES.get(token_id, "")
 
 
 def hashed(prefix: Sequence[int], request: Request) -> int:
@@ -128,7 +134,7 @@ class FakeRunner:
         for row in plan.rows:
             for position in range(row.start, row.start + row.count):
                 self.slots[self._slot(row.request, position)] = row.request.token_ids[position]
-        return FakePending([self._sample(row) for row in plan.rows if row.sample])
+        return FakePending([self._answer(row) for row in plan.rows if row.has_result])
 
     def zero_blocks(self, block_ids: Sequence[int]) -> None:
         for block_id in block_ids:
@@ -138,15 +144,36 @@ class FakeRunner:
     def _slot(self, request: Request, position: int) -> int:
         return request.block_ids[position // self.block_tokens] * self.block_tokens + position % self.block_tokens
 
-    def _sample(self, row: ScheduledRow) -> RowResult:
+    def _answer(self, row: ScheduledRow) -> RowResult:
         if message := self.row_error(row):
             return RowResult(-1, message)
-        prefix = [self.slots[self._slot(row.request, position)] for position in range(row.start + row.count)]
-        assert prefix == row.request.token_ids, "the cache holds other tokens than the request"
+        request, end = row.request, row.start + row.count
+        prefix = [self.slots[self._slot(request, position)] for position in range(end)]
+        assert prefix == request.token_ids[:end], "the cache holds other tokens than the request"
+        num_top = request.report.prompt_logprobs or 0
+        scores = [told(prefix[: place + 1], request.token_ids[place + 1], num_top) for place in row.scored]
+        if not row.sample:
+            return RowResult(-1, prompt_logprobs=tuple(scores))
         try:
-            return RowResult(self.choose(row.request.token_ids, row.request))
+            token_id = self.choose(request.token_ids, request)
         except MatcherError as error:
             return RowResult(-1, str(error), is_grammar=True)
+        wish = request.report.logprobs
+        logprobs = None if wish is None else told(request.token_ids, token_id, wish)
+        return RowResult(token_id, logprobs=logprobs, prompt_logprobs=tuple(scores))
+
+
+def fake_logits(prefix: Sequence[int | None]) -> NDArray[np.float32]:
+    """The logits after these tokens; what `choose` picks has nothing to do with them."""
+    material = hashlib.blake2b(str(list(prefix)).encode(), digest_size=8).digest()
+    rng = np.random.default_rng(int.from_bytes(material, "big"))
+    return rng.normal(scale=3.0, size=VOCAB_SIZE).astype(np.float32)
+
+
+def told(prefix: Sequence[int | None], token_id: int, num_top: int) -> Logprobs:
+    made = score(fake_logits(prefix), token_id, num_top)
+    assert made is not None
+    return made
 
 
 def make_engine(
@@ -200,6 +227,7 @@ def make_fake_engine(
             n_threads=made.limits.n_threads,
             max_running=made.limits.max_running,
             kv_tokens=made.pool.num_tokens,
+            fingerprint="fp_fake",
             eos_ids=(EOS, END),
         )
         return Loaded(made, FakeTokenizer(), info, GrammarCompiler(FakeTokenizer()) if grammars else None)

@@ -44,6 +44,20 @@ def test_characters_split_between_tokens_come_whole() -> None:
     assert pieces == ["", "", "\U0001f600!", "", "é", ""]
 
 
+def test_a_stop_string_that_is_to_be_included_ends_the_text_and_is_never_held_back() -> None:
+    detokenizer = Detokenizer(["low", "world"], include_stop=True)
+    assert [detokenizer.push(data) for data in (b"hel", b"lo ", b"wor", b"ldly")] == ["hel", "lo ", "wor", "ld"]
+    assert detokenizer.stopping_word == "world"
+    assert detokenizer.flush() == ""
+
+
+def test_no_stop_string_is_looked_for_where_none_may_stop() -> None:
+    detokenizer = Detokenizer(["ab"])
+    assert [detokenizer.push(data, may_stop=False) for data in (b"ab", b"xa")] == ["ab", "xa"]
+    assert [detokenizer.push(data) for data in (b"b", b"ab", b"c")] == ["b", "", ""]
+    assert detokenizer.stopping_word == "ab"
+
+
 def test_half_a_character_at_the_end_becomes_a_replacement_character() -> None:
     assert run([b"ab\xe2\x82"], [])[0] == ["ab", "\ufffd"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bitnet_model.batch import ForwardBatch
 from service.engine.plan import ScheduledRow, StepPlan
-from service.engine.request import Limits, Request, SamplingParams
-from service.engine.runner import ModelRunner, make_batch
+from service.engine.request import Limits, Report, Request, SamplingParams
+from service.engine.runner import SCORED_AT_A_TIME, ModelRunner, make_batch
 from service.engine.sampler import NOT_FINITE
 from tests.service.engine.sampling_reference import LogitTable
 
@@ -163,3 +163,64 @@ def test_a_forward_that_raises_is_raised() -> None:
         runner_of(Broken(), RecordingOps()).launch(
             StepPlan((ScheduledRow(request_with([5], [0]), 0, 1, sample=True),), 1)
         )
+
+
+def told_row(tokens: Sequence[int], start: int, count: int, report: Report, *, sample: bool) -> ScheduledRow:
+    params = SamplingParams(seed=0, temperature=0.0, repeat_penalty=1.0)
+    request = Request("r", tuple(tokens), params, Limits(n_ctx=100, n_batch=99), report=report)
+    request.block_ids = list(range(9))
+    return ScheduledRow(request, start, count, sample=sample)
+
+
+def test_rows_that_are_scored_ask_for_the_logits_of_more_than_their_last_token() -> None:
+    rows = [
+        told_row([1, 2, 3, 4, 5], 0, 5, Report(prompt_logprobs=2), sample=True),
+        told_row([6, 7, 8], 0, 3, Report(logprobs=1), sample=True),
+        told_row([9, 10, 11, 12], 1, 2, Report(prompt_logprobs=0), sample=False),
+        told_row([13, 14], 0, 1, Report(), sample=False),
+    ]
+    assert make_batch(rows, BLOCK_TOKENS).logit_rows.tolist() == [0, 1, 2, 3, 4, 7, 8, 9]
+    results = runner_of(RecordingModel(), RecordingOps()).launch(StepPlan(tuple(rows), 1)).tokens()
+    assert [result.token_id for result in results[:2]] == [6, 9]  # the token after the last one
+    assert [[one.token_id for one in result.prompt_logprobs] for result in results] == [[2, 3, 4, 5], [], [11, 12]]
+    assert [result.logprobs is not None for result in results] == [False, True, False]
+    likely = np.log(np.e / (np.e + 49))
+    for one in (*results[0].prompt_logprobs, *results[2].prompt_logprobs, results[1].logprobs):
+        assert one is not None
+        assert (one.rank, one.logprob) == (1, pytest.approx(likely))
+    assert [[token_id for token_id, _ in one.top] for one in results[0].prompt_logprobs] == [
+        [i, 0] for i in (2, 3, 4, 5)
+    ]
+
+
+def test_a_long_prompt_is_scored_without_all_its_logits_at_once() -> None:
+    class Counting(RecordingModel):
+        most = 0
+
+        def logits(self, x: Tensor) -> Tensor:
+            self.most = max(self.most, len(x))
+            return super().logits(x)
+
+    model = Counting()
+    row = told_row([i % 50 for i in range(90)], 0, 90, Report(prompt_logprobs=0), sample=False)
+    row.request.block_ids = list(range(23))
+    (result,) = runner_of(model, RecordingOps()).launch(StepPlan((row,), 1)).tokens()
+    assert len(result.prompt_logprobs) == 89
+    assert 0 < model.most <= SCORED_AT_A_TIME < 89
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_row_with_a_bad_score_fails_alone(bad: float) -> None:
+    class Poisoned(RecordingModel):
+        def logits(self, x: Tensor) -> Tensor:
+            logits = super().logits(x)
+            logits[x[:, 0] == 2, 7] = bad
+            return logits
+
+    rows = [
+        told_row([1, 2, 3], 0, 3, Report(prompt_logprobs=0), sample=True),
+        told_row([4, 5, 6], 0, 3, Report(prompt_logprobs=0), sample=True),
+        told_row([2], 0, 1, Report(logprobs=0), sample=True),
+    ]
+    results = runner_of(Poisoned(), RecordingOps()).launch(StepPlan(tuple(rows), 1)).tokens()
+    assert [result.error for result in results] == [NOT_FINITE, None, NOT_FINITE]

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from service.engine.blocks import BlockPool
 from service.engine.errors import InvalidParameter
 from service.engine.plan import StepPlan
-from service.engine.request import Limits, Request, SamplingParams
+from service.engine.request import NOTHING, Limits, Report, Request, SamplingParams
 from service.engine.scheduler import PrefillRate, Scheduler, SchedulerLimits
 
 BLOCK = 4
@@ -26,10 +28,12 @@ def request(
     n_batch: int = 32,
     n_threads: int | None = None,
     salt: bytes = b"",
+    cache_prompt: bool = True,
+    report: Report = NOTHING,
 ) -> Request:
     prompt_ids = tuple(range(first, first + num_prompt))
-    limits = Limits(n_ctx=400, n_batch=n_batch, n_threads=n_threads, max_tokens=max_tokens)
-    return Request(id, prompt_ids, SamplingParams(seed=1), limits, salt=salt)
+    limits = Limits(400, n_batch, n_threads, max_tokens, cache_prompt=cache_prompt)
+    return Request(id, prompt_ids, SamplingParams(seed=1), limits, salt=salt, report=report)
 
 
 def carry_out(made: Scheduler, plan: StepPlan) -> dict[str, tuple[int, int]]:
@@ -202,8 +206,48 @@ def test_blocks_that_a_neighbour_finishes_meanwhile_are_adopted_not_recomputed()
     made = scheduler(n_batch=16)
     made.add(request("a", 40))
     made.add(request("b", 40))
-    assert [turn(made) for _ in range(3)] == [{"a": (0, 16)}, {"a": (16, 16)}, {"a": (32, 8), "b": (32, 8)}]
-    assert made.running[1].num_cached == 32
+    turns = [turn(made) for _ in range(4)]
+    assert turns == [{"a": (0, 16)}, {"a": (16, 16)}, {"a": (32, 8)}, {"a": (40, 1), "b": (36, 4)}]
+    assert made.running[1].num_cached == 36
+
+
+def test_of_several_choices_one_computes_the_prompt_and_the_others_wait_for_its_blocks() -> None:
+    made = scheduler(max_running=8)
+    for i in range(8):
+        made.add(request(str(i), 18))
+    made.add(request("other", 10, first=100))
+    assert turn(made) == {"0": (0, 18)}
+    assert turn(made) == {"0": (18, 1), **{str(i): (16, 2) for i in range(1, 8)}}
+
+
+def test_nobody_waits_for_a_request_that_asked_to_be_computed_in_smaller_pieces() -> None:
+    made = scheduler()
+    made.add(request("slow", 40, n_batch=4))
+    made.add(request("fast", 40, n_batch=16))
+    assert turn(made) == {"slow": (0, 4), "fast": (0, 16)}
+
+
+def test_whoever_waited_computes_by_itself_when_the_other_is_gone() -> None:
+    made = scheduler(n_batch=8)
+    made.add(request("a", 40))
+    made.add(request("b", 40))
+    assert turn(made) == {"a": (0, 8)}
+    made.remove(made.running[0])
+    assert turn(made) == {"b": (8, 8)}
+
+
+@pytest.mark.parametrize(
+    "unshared", [{"cache_prompt": False}, {"report": Report(prompt_logprobs=0)}], ids=["cache_prompt", "report"]
+)
+def test_a_request_that_is_to_compute_its_prompt_adopts_nothing_and_waits_for_nobody(unshared: dict[str, Any]) -> None:
+    made = scheduler(n_batch=64)
+    made.add(request("a", 20))
+    turn(made)
+    made.add(request("b", 20, n_batch=64, **unshared))
+    made.add(request("c", 20, n_batch=64, **unshared))
+    assert turn(made) == {"a": (20, 1), "b": (0, 20), "c": (0, 20)}
+    made.add(request("d", 20))
+    assert turn(made)["d"] == (16, 4)
 
 
 def test_a_computed_partial_block_is_never_shared() -> None:

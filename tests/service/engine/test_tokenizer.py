@@ -176,6 +176,15 @@ def test_control_tokens_and_unknown_ids_have_no_bytes(packed: Tokenizer) -> None
     assert packed.token_bytes(-1) == packed.token_bytes(10**6) == b""
 
 
+def test_a_control_token_is_spelled_as_it_is_written(packed: Tokenizer) -> None:
+    (token_id,) = sorted(packed.eos_ids)[:1]
+    assert packed.token_bytes(token_id) == b""
+    assert packed.encode_text(packed.spell(token_id).decode())[-1] == token_id
+    plain = packed.encode_text("a")[-1]
+    assert packed.spell(plain) == packed.token_bytes(plain) == b"a"
+    assert packed.spell(10**6) == b""
+
+
 def test_every_byte_has_a_stand_in() -> None:
     assert sorted(byte_stand_ins().values()) == list(range(256))
 
