@@ -21,12 +21,13 @@ JSON_STYLE = {
 """How JSON is written (llguidance's options): one white space between parts, since a model that may write any may write
 it for ever; and a schema is enforced whole or refused."""
 
-GrammarKind: TypeAlias = Literal["json_schema", "regex", "grammar"]
+GrammarKind: TypeAlias = Literal["json_schema", "regex", "grammar", "lark"]
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A JSON schema, a regular expression, or a grammar in Lark's or llama.cpp's (GBNF) notation.
+    """A JSON schema, a regular expression, or a grammar in Lark's or llama.cpp's (GBNF) notation; `lark` is Lark's for
+    certain.
 
     param: the field of the request it came from, which a refusal names.
     """

@@ -235,10 +235,12 @@ def _source(grammar: Grammar) -> str:
             return LLMatcher.grammar_from_regex(grammar.text)
         case "grammar":
             return LLMatcher.grammar_from_lark(any_to_lark(grammar.text))
+        case "lark":
+            return LLMatcher.grammar_from_lark(grammar.text)
 
 
 def _refusal(grammar: Grammar, reason: str) -> InvalidParameter:
-    kind = grammar.kind.replace("_", " ").replace("json", "JSON")
+    kind = {"json_schema": "JSON schema", "lark": "grammar"}.get(grammar.kind, grammar.kind)
     return InvalidParameter(f"invalid '{grammar.param}': the {kind} cannot be used: {_shown(reason)}", grammar.param)
 
 

@@ -95,4 +95,4 @@ def tool_grammar(use: ToolUse) -> Grammar:
     for function, tool in zip(functions, use.tools, strict=True):
         schema = json.dumps({**json.loads(tool.parameters), "x-guidance": JSON_STYLE})
         rules.append(f"{function}: {json.dumps(HEAD + tool.name + BETWEEN)} %json {schema} {json.dumps(TAIL)}")
-    return Grammar("grammar", "\n".join(rules), "tools")
+    return Grammar("lark", "\n".join(rules), "tools")
