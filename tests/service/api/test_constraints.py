@@ -224,3 +224,36 @@ def test_the_model_is_told_of_tools_unless_none_may_be_called() -> None:
 def test_an_engine_without_grammars_says_so(client: Client) -> None:
     error = error_of(client.post("/completion", {"prompt": "a", "regex": "a"}), 400, "invalid_parameter")
     assert error["param"] == "regex"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/chat/completions"])
+def test_each_choice_obeys_by_itself(constrained: Client, path: str) -> None:
+    body = {**CHAT, "prompt": "a", "json_schema": SCHEMA, "n": 3, "logprobs": 2, "seed": 4}
+    if path == "/chat/completions":
+        body["logprobs"] = True
+    choices = constrained.post(path, {**body}).json()["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1, 2]
+    for choice in choices:
+        jsonschema.validate(json.loads(choice.get("text") or choice["message"]["content"]), SCHEMA)
+        assert choice["logprobs"]
+
+
+def test_streamed_choices_call_each_by_themselves_and_tell_of_every_token_once(constrained: Client) -> None:
+    body = {**CHAT, "tools": [TOOL, OTHER], "tool_choice": "required", "n": 3, "logprobs": True, "seed": 2}
+    body |= {"parallel_tool_calls": False, "return_token_ids": True}
+    _, events = constrained.stream("/chat/completions", body)
+    of_choice: dict[int, list[dict[str, Any]]] = {}
+    for event in events:
+        (choice,) = event["choices"]
+        of_choice.setdefault(choice["index"], []).append(choice)
+    assert sorted(of_choice) == [0, 1, 2]
+    for choices in of_choice.values():
+        assert choices[-1]["finish_reason"] == "tool_calls"
+        pieces = [piece for choice in choices for piece in choice["delta"].get("tool_calls", ())]
+        arguments = "".join(piece["function"].get("arguments", "") for piece in pieces)
+        if pieces[0]["function"]["name"] == "decide":
+            jsonschema.validate(json.loads(arguments), SCHEMA)
+        told = [entry["token"] for choice in choices for entry in (choice["logprobs"] or {"content": []})["content"]]
+        assert "".join(told).startswith('<tool_call>\n{"name": "')
+        assert arguments in "".join(told)
+        assert len(told) <= len([token for choice in choices for token in choice["token_ids"]])
