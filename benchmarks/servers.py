@@ -26,18 +26,22 @@ def our_server(model: Path, arguments: Sequence[str]) -> Iterator[str]:
     """Run ``bitnet serve`` and give its URL once it is ready."""
     command = [sys.executable, "-m", "service", "serve", str(model), "--port", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    rest = threading.Thread(target=process.stderr.read, daemon=True)
     try:
-        assert process.stderr is not None
         for line in process.stderr:
             if "http://" in line and "ready" in line.lower():
                 break
         else:
             raise SystemExit(f"the server ended with status {process.wait()}")
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the server
+        rest.start()  # a full pipe would stop the server
         yield next(word for word in line.split() if word.startswith("http://")).rstrip(".,")
     finally:
         process.terminate()
         process.wait(60)
+        if rest.ident is not None:
+            rest.join()
+        process.stderr.close()
 
 
 @contextmanager

@@ -8,6 +8,8 @@ the same bits. Knows no file, no request and no layout of a weight.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from bitnet_model.batch import ForwardBatch
@@ -51,6 +53,10 @@ class Model:
         """A zeroed KV cache for all layers."""
         plan = self.plan
         return self.ops.new_cache(len(plan.layers), num_blocks, block_tokens, plan.num_kv_heads, plan.head_dim, dtype)
+
+    def warm_up(self, cache: Cache, max_rows: int, max_blocks: int, max_tokens: int) -> Iterator[tuple[int, int]]:
+        """Do now what the first steps would wait for; yields (done, total). See `Ops.warm_up`."""
+        return self.ops.warm_up(self._step, cache, max_rows, max_blocks, max_tokens)
 
     def memory_report(self) -> dict[str, int]:
         """Resident bytes by part; a tied head counts once, under embedding."""

@@ -12,7 +12,7 @@ This is the only file of the floor that imports a wing, and only when `load_ops`
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
@@ -148,6 +148,16 @@ class Ops(Protocol):
 
     def compile(self, plan: ModelPlan) -> StepFunction | None:
         """A callable that runs a whole step of `plan` with the same bits as the verbs, or None (then: verb by verb)."""
+        ...
+
+    def warm_up(
+        self, step: StepFunction | None, cache: Cache, max_rows: int, max_blocks: int, max_tokens: int
+    ) -> Iterator[tuple[int, int]]:
+        """Do now what the first steps on `cache` would wait for (compile, capture); yields (done, total) as it goes.
+
+        `step` is what `compile` returned. Steps will have up to max_rows rows of one token with tables of max_blocks,
+        or up to max_tokens tokens in all. Nothing in the cache changes.
+        """
         ...
 
     def compile_draw(self, plan: ModelPlan) -> DrawFunction | None:

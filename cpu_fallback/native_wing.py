@@ -7,7 +7,7 @@ else is in the batch. One int8 table serves both the head and the embedding look
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -281,6 +281,10 @@ class NativeCpuWing:
     def compile(self, plan: Any) -> Callable[[Any, Cache], Tensor]:
         """A callable (batch, cache) -> f32 [R, H] that runs every layer in one call, with the bits of the verbs."""
         return CompiledStep(self._context, plan)
+
+    def warm_up(self, *_: object) -> Iterator[tuple[int, int]]:
+        """Nothing: the first step is like any other."""
+        return iter(())
 
     def compile_draw(self, plan: Any) -> Callable[[Tensor, Any], Tensor]:
         """A callable (x f32 [R, H], draws) -> ids int64 [R]: the head, the samplers and the draw in one call."""

@@ -7,7 +7,7 @@ model nor the engine. Not thread-safe: one thread at a time calls verbs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -120,6 +120,10 @@ class TorchWing:
     def compile(self, plan: object) -> Callable[..., Tensor] | None:  # noqa: ARG002
         """None: this wing has no coarse grain (module docstring)."""
         return None
+
+    def warm_up(self, *_: object) -> Iterator[tuple[int, int]]:
+        """Nothing: the first step is like any other."""
+        return iter(())
 
     def compile_draw(self, plan: object) -> Callable[..., Tensor] | None:  # noqa: ARG002
         """None: the engine draws from what `head_topk` ranks."""

@@ -35,6 +35,7 @@ from service.fingerprint import fingerprint
 from service.logs import set_up_logs
 from service.server import EXIT_ENGINE_DEAD, ListenError, run
 from service.sizes import Sizes, settle_sizes
+from service.warmup import warm_up
 
 if TYPE_CHECKING:
     from bitnet_model.ops import Ops
@@ -92,6 +93,7 @@ def load(settings: Settings) -> Loaded:
     runner = ModelRunner(
         model, ops, num_blocks=pool.num_blocks, block_tokens=pool.block_tokens, kv_dtype=settings.kv_cache_dtype
     )
+    warm_up(runner, max_rows=sizes.max_running, n_ctx=sizes.n_ctx_max, max_tokens=settings.n_batch)
     n_threads = int(ops.describe()["threads"])
     engine = Engine(
         runner, tokenizer, pool, SchedulerLimits(sizes.max_running, settings.n_batch, n_threads, settings.step_ms)

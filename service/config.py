@@ -72,13 +72,18 @@ class Settings(BaseSettings):
     max_running: int | None = Field(None, ge=1, le=4096, description="requests in one step")
     kv_tokens: Size | None = Field(None, ge=1, description="tokens the KV cache holds")
     kv_cache_dtype: Literal["bf16", "int8"] = Field("bf16", description="type of the KV cache")
-    head_dtype: Literal["int8", "bf16"] | None = Field(None, description="type of the output head")
+    head_dtype: Literal["int8", "bf16", "int8-rescore"] | None = Field(None, description="type of the output head")
     max_queue: int = Field(512, ge=0, description="waiting requests before 503; 0 = unbounded")
     max_body_bytes: Size = Field(8 << 20, ge=1024, description="largest request body")
     max_header_bytes: Size = Field(64 << 10, ge=1024, description="largest request header")
     receive_timeout_s: float = Field(30.0, gt=0, description="time a client has to send its request")
     drain_timeout_s: float = Field(30.0, ge=0, description="time running requests get after SIGTERM")
     ui: bool = Field(True, description="serve the web page at /")
+    tls_certfile: str | None = Field(None, description="PEM file with the certificate chain; serves HTTPS")
+    tls_keyfile: str | None = Field(None, description="PEM file with its key, if that is a file of its own")
+    path_prefix: str = Field(
+        "", pattern=r"^(/[A-Za-z0-9._~-]+)*$", description="what every path starts with, as in /llm; none by default"
+    )
     api_key: SecretStr | None = Field(None, min_length=1, description="key that clients must send")
     cors_origins: Names = Field((), description="origins allowed by CORS, comma-separated; none = no CORS headers")
     allowed_hosts: Names = Field((), description="Host headers accepted, comma-separated; none = any")
@@ -178,7 +183,8 @@ def _problem(item: Any, origins: Mapping[str, str]) -> str:
 
 def _shown(name: str, value: object) -> str:
     if value is None:
-        return {"model": "(the demo model)", "revision": "(none)", "api_key": "(none)"}.get(name, "(decided at start)")
+        none = dict.fromkeys(("revision", "api_key", "tls_certfile", "tls_keyfile"), "(none)")
+        return {"model": "(the demo model)", **none}.get(name, "(decided at start)")
     if isinstance(value, tuple):
         return ", ".join(value) or "(none)"
     return str(value)

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -149,15 +150,32 @@ def listen(host: str, port: int) -> socket.socket:
         raise ListenError(f"cannot listen on {host} port {port}: {reason}") from None
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, scheme: str = "http") -> str:
     """The address to type on this machine; for a socket that listens everywhere, the loopback one."""
     host, port = sock.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def check_tls(certfile: str, keyfile: str | None) -> None:
+    """Raises ListenError for a certificate or key that cannot be used, before anything is loaded."""
+    try:
+        # A key under a password is refused: uvicorn would ask for it on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password="")
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or str(error)
+        raise ListenError(f"cannot use the certificate {certfile} with key {keyfile or certfile}: {reason}") from None
 
 
 def make_server(app: FastAPI, engine: AsyncEngine, settings: Settings, sock: socket.socket) -> DrainingServer:
-    """A server for `sock`, to be run or served; `engine` may still be loading, and is not stopped by it."""
+    """A server for `sock`, to be run or served; `engine` may still be loading, and is not stopped by it.
+
+    Raises ListenError for a certificate that cannot be used.
+    """
+    if settings.tls_certfile is not None:
+        check_tls(settings.tls_certfile, settings.tls_keyfile)
+    elif settings.tls_keyfile is not None:
+        raise ListenError(f"tls_keyfile = {settings.tls_keyfile} is of no use without tls_certfile")
     config = uvicorn.Config(
         app,
         http=guarded_protocol(settings.receive_timeout_s),
@@ -171,8 +189,11 @@ def make_server(app: FastAPI, engine: AsyncEngine, settings: Settings, sock: soc
         h11_max_incomplete_event_size=settings.max_header_bytes,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_S,
+        ssl_certfile=settings.tls_certfile,
+        ssl_keyfile=settings.tls_keyfile,
     )
-    return DrainingServer(config, engine, settings.drain_timeout_s, url_of(sock), settings.ui)
+    url = url_of(sock, "https" if settings.tls_certfile else "http") + settings.path_prefix
+    return DrainingServer(config, engine, settings.drain_timeout_s, url, settings.ui)
 
 
 def run(app: FastAPI, engine: AsyncEngine, settings: Settings, factory: Callable[[], Loaded]) -> int:

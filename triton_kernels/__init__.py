@@ -18,18 +18,23 @@ def unavailable_reason() -> str | None:
     return refusal(look())
 
 
-def load(device: str = "cuda", why: str = "asked for") -> TritonWing:
+def load(device: str = "cuda", why: str = "asked for", *, pdl: bool | None = None) -> TritonWing:
     """The wing on one torch device; RuntimeError with `unavailable_reason` when it cannot run there.
 
+    `pdl` launches kernels before their predecessors have ended, on hardware that can (compute capability 9.0 and
+    newer); None does what the tuning table has measured to be better, without a row the plain thing.
     "cpu" is Triton's interpreter, for tests: it needs TRITON_INTERPRET=1 in the environment before Triton is imported.
     """
     import torch
 
-    from triton_kernels.device import open_device
+    from triton_kernels.device import device_name, open_device
+    from triton_kernels.tuning import overlaps_launches, table
 
     if device != "cpu" and (reason := unavailable_reason()) is not None:
         raise RuntimeError(reason)
-    opened = open_device(torch.device(device))
+    there = torch.device(device)
+    tuned = table().get(device_name(there), {})
+    opened = open_device(there, pdl=overlaps_launches(tuned) if pdl is None else pdl, tuned=tuned)
 
     from triton_kernels.graphs import CudaCapture
     from triton_kernels.wing import TritonWing

@@ -1,18 +1,14 @@
 """Paged causal attention of ragged rows, prefill and decode alike, with bits that depend on a query's position only.
 
-A query's keys are cut into splits of a fixed number of tokens aligned to absolute position. Each split is one online
-softmax over tiles of a fixed size, in order; splits are merged in order of position. One matrix shape serves all: rows
-of (query token x head of its group) against a tile of keys. So it does not matter which other queries share a
-program, whether one program visits all splits (merging in registers) or several programs leave partial results for a
-second kernel to merge: the operations on one query's numbers are the same, in the same order. What a query may not see
-contributes an exact zero. The idea of splits and of query blocks is that of vLLM's unified attention kernel; the fixed
-order follows "Defeating nondeterminism in LLM inference" (Thinking Machines, 2025).
-
-Scores and softmax are fp32. Tensor cores take bf16, so fp32 operands (q, probabilities) go in as a high and a low bf16
-part: two products with exact keys and values instead of one with rounded operands.
+A query's keys are cut into splits of a fixed number of tokens aligned to absolute position, merged in order of
+position (`splits.py` has the arithmetic). One matrix shape serves all: rows of (query token x head of its group)
+against a tile of keys. So it does not matter which other queries share a program, whether one program visits all splits
+(merging in registers) or several programs leave partial results for a second kernel to merge: the operations on one
+query's numbers are the same, in the same order. What a query may not see contributes an exact zero. The idea of splits
+and of query blocks is that of vLLM's unified attention kernel; the fixed order follows "Defeating nondeterminism in LLM
+inference" (Thinking Machines, 2025).
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# ruff: noqa: RET505 (Triton drops the untaken branch of a constant condition, but not what follows its return)
 
 from __future__ import annotations
 
@@ -26,8 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.cache import Cache, bf16_rounded
+from triton_kernels.bf16 import high_low
+from triton_kernels.cache import Cache
+from triton_kernels.chain import allow_successor, wait_for_predecessor
 from triton_kernels.device import Device
+from triton_kernels.splits import merge, one_split
 from triton_kernels.tuning import AttentionTile, attention_tile, power_of_two
 
 
@@ -37,93 +36,6 @@ class QueryBlocks:
 
     row: Tensor
     first: Tensor
-
-
-@triton.jit
-def high_low(x, BF16: tl.constexpr):
-    """x as a sum of two bf16 numbers, to about 16 bits (kept as fp32 where there is no bf16 arithmetic)."""
-    if BF16:
-        high = x.to(tl.bfloat16)
-        return high, (x - high.to(tl.float32)).to(tl.bfloat16)
-    else:
-        high = bf16_rounded(x)
-        return high, bf16_rounded(x - high)
-
-
-@triton.jit
-def product(a, b, total, BF16: tl.constexpr):
-    """total + a @ b. Without bf16 arithmetic in fp64, where the order of the sum, unknown there, does not show."""
-    if BF16:
-        return tl.dot(a, b, total)
-    else:
-        exact = tl.dot(a.to(tl.float64), b.to(tl.float64), total.to(tl.float64), out_dtype=tl.float64)
-        return exact.to(tl.float32)
-
-
-@triton.jit
-def load_page(page, at, d, mask, D: tl.constexpr, BF16: tl.constexpr):
-    """Keys or values at token slots `at`, as exact bf16. What is masked is zero, whatever the slot holds."""
-    x = tl.load(page + at * D + d, mask=mask, other=0)
-    if BF16:
-        return x.to(tl.bfloat16)
-    else:
-        return x.to(tl.float32)
-
-
-@triton.jit
-def one_split(
-    start, end, q_high, q_low, position, table, keys, values, key_scale, value_scale, kv_head, scale,
-    HKV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_TOKENS: tl.constexpr, ROWS: tl.constexpr,
-    KEYS: tl.constexpr, SPLIT: tl.constexpr, INT8: tl.constexpr, BF16: tl.constexpr,
-):  # fmt: skip
-    """Online softmax over the keys start .. min(start + SPLIT, end) - 1: running maximum, sum, weighted values."""
-    d = tl.arange(0, BLOCK_D)
-    most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([ROWS], dtype=tl.float32)
-    weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
-    for tile in range(SPLIT // KEYS):
-        n = start + tile * KEYS + tl.arange(0, KEYS)
-        here = n < end
-        if BLOCK_TOKENS % KEYS == 0:
-            # the whole tile is in one block: one lookup, and constant offsets from one address
-            block = tl.load(table + (start + tile * KEYS) // BLOCK_TOKENS, mask=start + tile * KEYS < end, other=0)
-            inner = (start + tile * KEYS) % BLOCK_TOKENS + tl.arange(0, KEYS)
-        else:
-            block = tl.load(table + n // BLOCK_TOKENS, mask=here, other=0)
-            inner = n % BLOCK_TOKENS
-        at = (block.to(tl.int64) * HKV + kv_head) * BLOCK_TOKENS + inner
-        k = load_page(keys, at[None, :], d[:, None], here[None, :] & (d < D)[:, None], D, BF16)
-        score = product(q_low, k, product(q_high, k, tl.zeros([ROWS, KEYS], tl.float32), BF16), BF16) * scale
-        if INT8:
-            score *= tl.load(key_scale + at, mask=here, other=0.0)[None, :]
-        score = tl.where(n[None, :] <= position[:, None], score, float("-inf"))
-        highest = tl.maximum(most, tl.max(score, axis=1))
-        # a row that has seen no key yet: any finite number, so that -inf minus it is -inf and not NaN
-        origin = tl.where(highest == float("-inf"), 0.0, highest)
-        shrink = tl.exp2(most - origin)
-        p = tl.exp2(score - origin[:, None])
-        total = total * shrink + tl.sum(p, axis=1)
-        if INT8:
-            p *= tl.load(value_scale + at, mask=here, other=0.0)[None, :]
-        p_high, p_low = high_low(p, BF16)
-        v = load_page(values, at[:, None], d[None, :], here[:, None] & (d < D)[None, :], D, BF16)
-        weighted = product(p_low, v, product(p_high, v, weighted * shrink[:, None], BF16), BF16)
-        most = highest
-    return most, total, weighted
-
-
-@triton.jit
-def merge(most, total, weighted, next_most, next_total, next_weighted):
-    """Adds the next split. One without a visible key changes nothing, not even the sign of a zero."""
-    highest = tl.maximum(most, next_most)
-    origin = tl.where(highest == float("-inf"), 0.0, highest)
-    keep = tl.exp2(most - origin)
-    add = tl.exp2(next_most - origin)
-    empty = next_total == 0.0
-    merged = weighted * keep[:, None] + next_weighted * add[:, None]
-    weighted = tl.where(empty[:, None], weighted, merged)
-    total = tl.where(empty, total, total * keep + next_total * add)
-    return tl.where(empty, most, highest), total, weighted
 
 
 @triton.jit
@@ -144,7 +56,7 @@ def query_rows(
     return line, there, position, row, before + tl.minimum(first + TOKENS, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_blocks", "max_splits"])  # they grow with the longest row
 def attention_kernel(
     out,  # f32 [T, HQ * D]; not written when PARTIAL
     part_most,  # f32 [T, HQ, max_splits]; the three are written when PARTIAL
@@ -174,13 +86,16 @@ def attention_kernel(
     PARTIAL: tl.constexpr,
     INT8: tl.constexpr,
     BF16: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
     kv_head = tl.program_id(1)
     i = tl.arange(0, ROWS)
     d = tl.arange(0, BLOCK_D)
     line, there, position, row, end = query_rows(
         block_row, block_first, starts, lengths, kv_head, i, HQ // HKV, HQ, ROWS
     )
+    allow_successor(PDL)
     cell = there[:, None] & (d < D)[None, :]
     q_high, q_low = high_low(tl.load(q + line[:, None] * D + d[None, :], mask=cell, other=0.0), BF16)
     table = block_tables + row.to(tl.int64) * max_blocks
@@ -204,7 +119,7 @@ def attention_kernel(
         tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_splits"])
 def merge_kernel(
     out,  # f32 [T, HQ * D]
     part_most,  # f32 [T, HQ, max_splits]
@@ -221,11 +136,14 @@ def merge_kernel(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
     SPLIT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
     kv_head = tl.program_id(1)
     i = tl.arange(0, ROWS)
     d = tl.arange(0, BLOCK_D)
     line, there, _, _, end = query_rows(block_row, block_first, starts, lengths, kv_head, i, HQ // HKV, HQ, ROWS)
+    allow_successor(PDL)
     cell = there[:, None] & (d < D)[None, :]
     most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triton_kernels.bf16 import store_bf16
+from triton_kernels.chain import allow_successor, wait_for_predecessor
 from triton_kernels.device import Device
 from triton_kernels.pointwise import magnitude, to_codes
 from triton_kernels.tuning import power_of_two
@@ -89,23 +91,6 @@ def zero_blocks(cache: Cache, block_ids: Sequence[int]) -> None:
 
 
 @triton.jit
-def bf16_rounded(x):
-    """x rounded to bf16 (half to even) but kept as fp32, by its bits: for devices without bf16 arithmetic."""
-    bits = x.to(tl.int32, bitcast=True)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
-    return tl.where(x == x, rounded.to(tl.float32, bitcast=True), x)
-
-
-@triton.jit
-def store_bf16(at, x, mask, BF16: tl.constexpr):
-    if BF16:
-        tl.store(at, x.to(tl.bfloat16), mask=mask)
-    else:
-        high = (bf16_rounded(x).to(tl.int32, bitcast=True) >> 16).to(tl.int16)
-        tl.store(at, high.to(tl.bfloat16, bitcast=True), mask=mask)
-
-
-@triton.jit
 def store_head(page, scale, at, i, inside, x, y, HALF: tl.constexpr, INT8: tl.constexpr, BF16: tl.constexpr):
     """Stores the two halves x and y of one head's key or value at token slot `at` of this layer's pages."""
     to = page + at * (2 * HALF) + i
@@ -138,7 +123,10 @@ def rope_kernel(
     BLOCK_TOKENS: tl.constexpr,
     INT8: tl.constexpr,
     BF16: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
+    allow_successor(PDL)
     t = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     i = tl.arange(0, BLOCK)

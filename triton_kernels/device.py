@@ -7,13 +7,15 @@ Triton's interpreter (neither bf16 arithmetic nor inline assembly). Kernels take
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 OLDEST_CAPABILITY = (8, 0)
+INTERPRETER = "Triton interpreter"
 CPU_WING = "or run on the CPU with --backend cpu"
 
 
@@ -24,6 +26,8 @@ class Device:
     dp4a   the four-way int8 dot product of NVIDIA's PTX may be written as inline assembly
     wgmma  tensor cores are fed by warp groups (Hopper); it decides tiles only
     bf16   bf16 arithmetic works (the interpreter computes on the raw bits and stores by cutting off)
+    pdl    a kernel is launched while its predecessor still runs (`chain.py`)
+    tuned  the measured rows of this device (`tuning.py`)
     """
 
     torch_device: torch.device
@@ -32,6 +36,8 @@ class Device:
     wgmma: bool
     bf16: bool
     name: str
+    pdl: bool = False
+    tuned: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.torch_device)
@@ -47,7 +53,10 @@ class Device:
         No product and sum are fused into one rounding anywhere in this wing: two kernels that compute the same value
         must get the same bits.
         """
-        kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=False)
+        options = {"launch_pdl": True} if self.pdl else {}
+        kernel[grid](
+            **arguments, PDL=self.pdl, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=False, **options
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +98,21 @@ def refusal(found: Found) -> str | None:
     return None
 
 
-def open_device(torch_device: torch.device) -> Device:
-    """The Device behind a torch device; "cpu" is Triton's interpreter (set TRITON_INTERPRET=1 before the import)."""
+def device_name(torch_device: torch.device) -> str:
+    """What the tuning table calls it."""
+    return INTERPRETER if torch_device.type == "cpu" else torch.cuda.get_device_properties(torch_device).name
+
+
+def open_device(
+    torch_device: torch.device, *, pdl: bool = False, tuned: Mapping[str, Mapping[str, int]] | None = None
+) -> Device:
+    """The Device behind a torch device; "cpu" is Triton's interpreter (set TRITON_INTERPRET=1 before the import).
+
+    `pdl` is ignored where the hardware has no such thing.
+    """
+    rows = tuned or {}
     if torch_device.type == "cpu":
-        return Device(torch_device, num_processors=1, dp4a=False, wgmma=False, bf16=False, name="Triton interpreter")
+        return Device(torch_device, num_processors=1, dp4a=False, wgmma=False, bf16=False, name=INTERPRETER, tuned=rows)
     properties = torch.cuda.get_device_properties(torch_device)
     return Device(
         torch_device,
@@ -101,4 +121,6 @@ def open_device(torch_device: torch.device) -> Device:
         wgmma=torch.version.hip is None and properties.major == 9,
         bf16=True,
         name=properties.name,
+        pdl=pdl and torch.version.hip is None and properties.major >= 9,
+        tuned=rows,
     )

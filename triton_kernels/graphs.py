@@ -57,7 +57,7 @@ class DecodeGraphs:
         self._capture = capture
         self._device = device
         self._buckets = tuple(sorted(buckets))
-        self._captured: dict[tuple[int, int], tuple[DecodeInputs, Tensor, Callable[[], None]]] = {}
+        self._captured: dict[tuple[int, int], tuple[Inputs, Tensor, Callable[[], None]]] = {}
 
     @property
     def largest(self) -> int:
@@ -70,45 +70,67 @@ class DecodeGraphs:
         """
         num_rows, width = inputs.block_tables.shape
         static, result, replay = self._ready(self.bucket(num_rows), table_width(width))
-        for buffer, given in zip(tensors(static), tensors(inputs), strict=True):
-            buffer[:num_rows].narrow(-1, 0, given.shape[-1]).copy_(given, non_blocking=True)
-        static.slots[num_rows:].fill_(NO_SLOT)
-        static.lengths[num_rows:].zero_()
+        given = Inputs(static.num_rows, static.max_blocks, torch.device("cpu"))
+        for buffer, values in zip(tensors(given.rows), tensors(inputs), strict=True):
+            buffer[:num_rows].narrow(-1, 0, values.shape[-1]).copy_(values)
+        static.bytes.copy_(given.bytes, non_blocking=True)
         replay()
         return result[:num_rows]
 
-    def prepare(self, max_blocks: int) -> Iterator[int]:
-        """Capture every bucket for tables of up to `max_blocks`, largest first; yields how many are still to do."""
-        for left, bucket in zip(range(len(self._buckets) - 1, -1, -1), reversed(self._buckets), strict=True):
+    def buckets_for(self, max_rows: int) -> tuple[int, ...]:
+        """The buckets that steps of up to this many rows may need; rows past the largest are not run as graphs."""
+        return tuple(size for size in self._buckets if size <= self.bucket(min(max_rows, self.largest)))
+
+    def prepare(self, max_rows: int, max_blocks: int) -> Iterator[int]:
+        """Capture what steps of up to `max_rows` need for tables of up to `max_blocks`; yields how many are left.
+
+        Largest first: the smaller ones then find room in the memory pool of the larger.
+        """
+        buckets = self.buckets_for(max_rows)
+        for left, bucket in zip(range(len(buckets) - 1, -1, -1), reversed(buckets), strict=True):
             self._ready(bucket, table_width(max_blocks))
             yield left
 
     def bucket(self, num_rows: int) -> int:
         """The smallest bucket that holds this many rows; ValueError past the largest."""
-        for size in self._buckets:
-            if num_rows <= size:
-                return size
-        raise ValueError(f"{num_rows} rows are more than the largest bucket of {self.largest}")
+        return bucket_of(num_rows, self._buckets)
 
-    def _ready(self, bucket: int, width: int) -> tuple[DecodeInputs, Tensor, Callable[[], None]]:
+    def _ready(self, bucket: int, width: int) -> tuple[Inputs, Tensor, Callable[[], None]]:
         wider = [key for key in self._captured if key[0] == bucket and key[1] >= width]
         key = min(wider, default=(bucket, width))
         if key not in self._captured:
-            static = idle(bucket, width, self._device)
-            result, replay = self._capture(lambda: self._run(static))
+            static = Inputs(bucket, width, self._device)
+            result, replay = self._capture(lambda: self._run(static.rows))
             self._captured[key] = (static, result, replay)
         return self._captured[key]
 
 
-def idle(num_rows: int, max_blocks: int, device: torch.device) -> DecodeInputs:
-    """Buffers of nothing but padding rows: what a capture may run on without touching any request's cache."""
-    return DecodeInputs(
-        token_ids=torch.zeros(num_rows, dtype=torch.int64, device=device),
-        positions=torch.zeros(num_rows, dtype=torch.int64, device=device),
-        slots=torch.full((num_rows,), NO_SLOT, dtype=torch.int64, device=device),
-        block_tables=torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device),
-        lengths=torch.zeros(num_rows, dtype=torch.int32, device=device),
-    )
+class Inputs:
+    """Buffers of nothing but padding rows, all in one run of bytes, so that one copy fills them.
+
+    A capture may run on them without touching any request's cache.
+    """
+
+    def __init__(self, num_rows: int, max_blocks: int, device: torch.device) -> None:
+        self.num_rows, self.max_blocks = num_rows, max_blocks
+        ids, counts = (num_rows, torch.int64), (num_rows, torch.int32)
+        parts = (ids, ids, ids, (num_rows * max_blocks, torch.int32), counts)
+        # each begins where 16-byte loads may
+        sizes = [-(-count * dtype.itemsize // 16) * 16 for count, dtype in parts]
+        self.bytes = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
+        token_ids, positions, slots, tables, lengths = (
+            part.view(dtype)[:count] for part, (count, dtype) in zip(torch.split(self.bytes, sizes), parts, strict=True)
+        )
+        self.rows = DecodeInputs(token_ids, positions, slots, tables.view(num_rows, max_blocks), lengths)
+        slots.fill_(NO_SLOT)
+
+
+def bucket_of(num_rows: int, buckets: Sequence[int]) -> int:
+    """The smallest of the ascending `buckets` that holds this many rows; ValueError past the largest."""
+    for size in buckets:
+        if num_rows <= size:
+            return size
+    raise ValueError(f"{num_rows} rows are more than the largest bucket of {buckets[-1]}")
 
 
 def tensors(inputs: DecodeInputs) -> tuple[Tensor, ...]:

@@ -1,8 +1,9 @@
-"""The output head: final norm, logits, and the largest of them.
+"""The output head: final norm and logits.
 
 Two forms of the [V, H] table. bf16: tensor-core products in fp32, with one tile shape for every number of rows, so that
 a row's logits do not depend on its company. int8: a scale per vocabulary row and quantized activations, whose integer
-sums do not depend on anything. Ties among logits go to the lower id.
+sums do not depend on anything. With both (int8-rescore) int8 finds the candidates and `rescore.py` gives them the bits
+of the bf16 form.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
@@ -15,29 +16,37 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.attention import product
-from triton_kernels.cache import store_bf16
+from triton_kernels.bf16 import product, store_bf16
+from triton_kernels.chain import allow_successor, wait_for_predecessor
 from triton_kernels.device import Device
 from triton_kernels.pack import padded
 from triton_kernels.pointwise import check_width, normed, quantize, row_warps
 from triton_kernels.tuning import power_of_two
 
-HEAD_DTYPES = ("bf16", "int8")
+HEAD_DTYPES = ("bf16", "int8", "int8-rescore")
+# for every number of rows, and to score candidates again: the order of the sum over H is part of the result
+BF16_TILE = {"BLOCK_V": 128, "BLOCK_T": 64, "BLOCK_K": 64}
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """A [V, H] table. What it is not used for is None; a tied bf16 table is stored once.
 
-    embedding   bf16 or f32 [V, padded H]
-    head        bf16 or int8 [V, padded H]
-    head_scale  f32 [V], for int8
+    embedding  bf16 or f32 [V, padded H]
+    exact      bf16 [V, padded H]
+    codes      int8 [V, padded H]
+    scale      f32 [V] of the codes
     """
 
     embedding: Tensor | None
-    head: Tensor | None
-    head_scale: Tensor | None
+    exact: Tensor | None
+    codes: Tensor | None
+    scale: Tensor | None
     width: int
+
+    @property
+    def is_rescored(self) -> bool:
+        return self.exact is not None and self.codes is not None
 
 
 def pack_table(weight: Tensor, *, embedding: bool, head_dtype: str | None, device: Device) -> Table:
@@ -48,14 +57,11 @@ def pack_table(weight: Tensor, *, embedding: bool, head_dtype: str | None, devic
         raise ValueError(f"the GPU head is {' or '.join(HEAD_DTYPES)}, not {head_dtype!r}")
     width = weight.shape[1]
     rows = torch.nn.functional.pad(weight, (0, padded(width) - width))
-    held = rows.to(device.torch_device) if embedding or head_dtype == "bf16" else None
-    head, head_scale = None, None
-    if head_dtype == "bf16" and held is not None:
-        head = held.to(torch.bfloat16)
-    elif head_dtype == "int8":
-        codes, scale = int8_rows(rows)
-        head, head_scale = codes.to(device.torch_device), scale.to(device.torch_device)
-    return Table(held if embedding else None, head, head_scale, width)
+    has_exact, has_codes = head_dtype in ("bf16", "int8-rescore"), head_dtype in ("int8", "int8-rescore")
+    held = rows.to(device.torch_device) if embedding or has_exact else None
+    exact = held.to(torch.bfloat16) if has_exact and held is not None else None
+    codes, scale = (tensor.to(device.torch_device) for tensor in int8_rows(rows)) if has_codes else (None, None)
+    return Table(held if embedding else None, exact, codes, scale, width)
 
 
 def int8_rows(rows: Tensor, chunk: int = 8192) -> tuple[Tensor, Tensor]:
@@ -80,13 +86,36 @@ def norm_kernel(
     STRIDE: tl.constexpr,
     BLOCK: tl.constexpr,
     BF16: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
+    allow_successor(PDL)
     t = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < WIDTH
     row = tl.load(x + t * WIDTH + i, mask=inside, other=0.0)
     y = normed(row, tl.load(gain + i, mask=inside, other=0.0), eps, WIDTH)
     store_bf16(out + t * STRIDE + i, y, i < STRIDE, BF16)
+
+
+@triton.jit
+def logit_tile(
+    w_at, x_at, K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    INT8: tl.constexpr, BF16: tl.constexpr,
+):  # fmt: skip
+    """The products [BLOCK_V, BLOCK_T] of table rows at w_at [BLOCK_V, 1] and tokens at x_at [1, BLOCK_T] over K."""
+    total = tl.zeros([BLOCK_V, BLOCK_T], dtype=tl.int32 if INT8 else tl.float32)
+    for i in range(K // BLOCK_K):
+        rk = i * BLOCK_K + tl.arange(0, BLOCK_K)
+        w = tl.load(w_at + rk[None, :])
+        y = tl.load(x_at + rk[:, None])
+        if INT8:
+            total = tl.dot(w, y, total, out_dtype=tl.int32)
+        elif BF16:
+            total = product(w, y, total, True)
+        else:
+            total = product(w.to(tl.float32), y.to(tl.float32), total, False)
+    return total
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -104,23 +133,16 @@ def head_kernel(
     BLOCK_K: tl.constexpr,
     INT8: tl.constexpr,
     BF16: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
     # neighbouring programs share a tile of the table, which is the larger operand
     rt = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     rv = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     x_at = x + tl.minimum(rt, T - 1).to(tl.int64)[None, :] * K
     w_at = table + tl.minimum(rv, V - 1).to(tl.int64)[:, None] * K
-    total = tl.zeros([BLOCK_V, BLOCK_T], dtype=tl.int32 if INT8 else tl.float32)
-    for i in range(K // BLOCK_K):
-        rk = i * BLOCK_K + tl.arange(0, BLOCK_K)
-        w = tl.load(w_at + rk[None, :])
-        y = tl.load(x_at + rk[:, None])
-        if INT8:
-            total = tl.dot(w, y, total, out_dtype=tl.int32)
-        elif BF16:
-            total = product(w, y, total, True)
-        else:
-            total = product(w.to(tl.float32), y.to(tl.float32), total, False)
+    total = logit_tile(w_at, x_at, K, BLOCK_V, BLOCK_T, BLOCK_K, INT8, BF16)
+    allow_successor(PDL)
     inside = (rt < T)[:, None] & (rv < V)[None, :]
     logits = tl.trans(total).to(tl.float32)
     if INT8:
@@ -130,41 +152,66 @@ def head_kernel(
 
 
 def head(x: Tensor, gain: Tensor, eps: float, table: Table, device: Device) -> Tensor:
-    """Final RMS norm and output head: f32 [R, H] -> logits f32 [R, V]."""
-    if table.head is None:
+    """Final RMS norm and output head: f32 [R, H] -> logits f32 [R, V]; in bf16 where the table has it."""
+    if table.exact is None:
+        return int8_logits(x, gain, eps, table, device)
+    check_rows(x, table)
+    logits = device.empty(x.shape[0], table.exact.shape[0], dtype=torch.float32)
+    if x.shape[0]:
+        y = normed_bf16(x, gain, eps, table.exact.shape[1], device)
+        multiply(logits, y, table.exact, None, BF16_TILE, device)
+    return logits
+
+
+def int8_logits(x: Tensor, gain: Tensor, eps: float, table: Table, device: Device) -> Tensor:
+    """The same by int8 codes of both: f32 [R, V]."""
+    if table.codes is None or table.scale is None:
         raise ValueError("this table was packed without a head (head_dtype None)")
+    check_rows(x, table)
+    logits = device.empty(x.shape[0], table.codes.shape[0], dtype=torch.float32)
+    if x.shape[0]:
+        q = quantize(x, gain, eps, device)
+        tile = {"BLOCK_V": 128, "BLOCK_T": min(64, max(16, power_of_two(x.shape[0]))), "BLOCK_K": 128}
+        multiply(logits, q.codes, table.codes, (q.scale, table.scale), tile, device)
+    return logits
+
+
+def check_rows(x: Tensor, table: Table) -> None:
     if x.shape[-1] != table.width:
         raise ValueError(f"the head takes rows of {table.width} values, not {list(x.shape)}")
-    num_rows, (vocab, stride) = x.shape[0], table.head.shape
-    logits = device.empty(num_rows, vocab, dtype=torch.float32)
-    if num_rows == 0:
-        return logits
-    if table.head_scale is None:
-        codes, scales = normed_bf16(x, gain, eps, stride, device), (logits, logits)
-        # this shape for every number of rows: the order of the sum over H is part of the result
-        tile = {"BLOCK_V": 128, "BLOCK_T": 64, "BLOCK_K": 64}
-    else:
-        q = quantize(x, gain, eps, device)
-        codes, scales = q.codes, (q.scale, table.head_scale)
-        tile = {"BLOCK_V": 128, "BLOCK_T": min(64, max(16, power_of_two(num_rows))), "BLOCK_K": 128}
+
+
+def multiply(
+    logits: Tensor,
+    x: Tensor,
+    rows: Tensor,
+    scales: tuple[Tensor, Tensor] | None,
+    tile: dict[str, int],
+    device: Device,
+) -> None:
+    """x [R, K] times table rows [V, K] -> logits [R, V]; scales are those of int8 tokens and table rows."""
+    token_scale, row_scale = (logits, logits) if scales is None else scales
     device.launch(
         head_kernel,
-        (triton.cdiv(vocab, tile["BLOCK_V"]), triton.cdiv(num_rows, tile["BLOCK_T"])),
+        (triton.cdiv(rows.shape[0], tile["BLOCK_V"]), triton.cdiv(x.shape[0], tile["BLOCK_T"])),
         out=logits,
-        x=codes,
-        table=table.head,
-        token_scale=scales[0],
-        row_scale=scales[1],
-        T=num_rows,
-        V=vocab,
-        K=stride,
-        INT8=table.head_scale is not None,
+        x=x,
+        table=rows,
+        token_scale=token_scale,
+        row_scale=row_scale,
+        T=x.shape[0],
+        V=rows.shape[0],
+        K=rows.shape[1],
+        INT8=scales is not None,
         BF16=device.bf16,
         **tile,
-        num_warps=8 if device.wgmma else 4,
+        num_warps=head_warps(device),
         num_stages=3,
     )
-    return logits
+
+
+def head_warps(device: Device) -> int:
+    return 8 if device.wgmma else 4
 
 
 def normed_bf16(x: Tensor, gain: Tensor, eps: float, stride: int, device: Device) -> Tensor:
@@ -185,22 +232,3 @@ def normed_bf16(x: Tensor, gain: Tensor, eps: float, stride: int, device: Device
         num_warps=row_warps(block),
     )
     return out
-
-
-def top(logits: Tensor, k: int, extra_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The k largest of each row by (logit descending, id ascending), then `extra_ids` int64 [R, E] (-1 = none).
-
-    Returns (ids int64, logits f32), both [R, min(k, V) + E]. NaN counts as the largest, so that it is seen.
-    """
-    vocab = logits.shape[1]
-    ids = torch.arange(vocab, dtype=torch.int64, device=logits.device)
-    # One integer per logit that sorts like (logit, -id): the bits of a float, with the negative ones turned around,
-    # above the id counted from the end. Adding 0.0 turns -0.0 into 0.0, which is its equal.
-    bits = (logits + 0.0).view(torch.int32)
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    ordered = torch.where(logits.isnan(), 0x7FFFFFFF, ordered)
-    key = (ordered.to(torch.int64) << 32) | (vocab - 1 - ids)
-    best = torch.topk(key, min(k, vocab), dim=1, sorted=True).values
-    found = torch.cat([vocab - 1 - (best & 0xFFFFFFFF), extra_ids], dim=1)
-    picked = logits.gather(1, found.clamp(min=0))
-    return found, picked.masked_fill(found < 0, -torch.inf)

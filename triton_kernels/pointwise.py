@@ -5,6 +5,7 @@ the batch. The arithmetic is IEEE, in the order written: rounded division and sq
 infinity stay visible: they make the row's scale infinite. Knows nothing of where the rows come from.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# ruff: noqa: RET505 (Triton drops the untaken branch of a constant condition, but not what follows its return)
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triton_kernels.chain import allow_successor, wait_for_predecessor
 from triton_kernels.device import Device
 from triton_kernels.pack import padded
 from triton_kernels.tuning import power_of_two
@@ -67,6 +69,17 @@ def normed(x, gain, eps, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def gated(gate, up, RELU2: tl.constexpr):
+    """act(gate) * up: relu(gate)^2 or gate * sigmoid(gate)."""
+    if RELU2:
+        # a comparison, not a maximum: NaN must pass
+        positive = tl.where(gate < 0.0, 0.0, gate)
+        return (positive * positive) * up
+    else:
+        return (gate * tl.math.div_rn(1.0, 1.0 + tl.exp(-gate))) * up
+
+
+@triton.jit
 def store_quantized(y, t, i, codes, scale, code_sum, STRIDE: tl.constexpr):
     largest = tl.maximum(tl.max(magnitude(y), axis=0), 1e-5)
     code = to_codes(y, largest)
@@ -87,7 +100,10 @@ def quantize_kernel(
     STRIDE: tl.constexpr,
     BLOCK: tl.constexpr,
     NORM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
+    allow_successor(PDL)
     t = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < WIDTH
@@ -110,18 +126,16 @@ def gate_kernel(
     BLOCK: tl.constexpr,
     NORM: tl.constexpr,
     RELU2: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
+    allow_successor(PDL)
     t = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < WIDTH
     gate = tl.load(gate_up + t * 2 * WIDTH + i, mask=inside, other=0.0)
     up = tl.load(gate_up + t * 2 * WIDTH + WIDTH + i, mask=inside, other=0.0)
-    if RELU2:
-        # a comparison, not a maximum: NaN must pass
-        positive = tl.where(gate < 0.0, 0.0, gate)
-        y = (positive * positive) * up
-    else:
-        y = (gate * tl.math.div_rn(1.0, 1.0 + tl.exp(-gate))) * up
+    y = gated(gate, up, RELU2)
     if NORM:
         y = normed(y, tl.load(gain + i, mask=inside, other=0.0), eps, WIDTH)
     store_quantized(y, t, i, codes, scale, code_sum, STRIDE)
@@ -135,7 +149,10 @@ def embed_kernel(
     stride,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_predecessor(PDL)
+    allow_successor(PDL)
     t = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(token_ids + t)
@@ -153,8 +170,7 @@ def quantize(x: Tensor, gain: Tensor | None, eps: float, device: Device) -> Quan
 
 def gate_quantize(gate_up: Tensor, gain: Tensor | None, eps: float, act: str, device: Device) -> Quantized:
     """f32 [T, 2F] (gate | up) -> act(gate) * up -> RMS norm where a gain f32 [F] is given -> Quantized [T, F]."""
-    if act not in ("relu2", "silu"):
-        raise ValueError(f"act must be relu2 or silu, not {act!r}")
+    check_act(act)
     if gate_up.shape[-1] % 2:
         raise ValueError(f"gate and up need an even number of columns, not {gate_up.shape[-1]}")
     check_width(gate_up, gate_up.shape[-1] // 2, gain)
@@ -216,6 +232,11 @@ def launch_rows(kernel: object, q: Quantized, gain: Tensor | None, eps: float, d
 def row_warps(block: int) -> int:
     """Sixteen values a thread up to 8192. Rows past 16384 spill 224 bytes a thread, and as much with 32 warps."""
     return min(16, max(1, block // 512))
+
+
+def check_act(act: str) -> None:
+    if act not in ("relu2", "silu"):
+        raise ValueError(f"act must be relu2 or silu, not {act!r}")
 
 
 def check_width(x: Tensor, width: int, gain: Tensor | None) -> None:

@@ -1,14 +1,16 @@
 """Which tile each kernel gets: a table of measured rows where there is one, else a heuristic. Nothing is timed here.
 
 The table is `tuning.json` beside this file, if present: {device name: {key: {field: value}}} with the keys of
-`linear_key` and `attention_key`, written by a tuning script from measurements. No choice made here changes a result of
-the ternary linears (integer sums). The attention shape does change bits, so it is one shape per head size and device,
-never a function of the batch. The heuristics follow compiled code, not timings: no GPU has run them yet.
+`linear_key`, `gated_key`, `attention_key` and LAUNCH_KEY, written by `tools/tune_gpu.py` from measurements. No choice
+made here changes a result of the ternary linears (integer sums). The attention shape does change bits, so it is one
+shape per head size and device, never a function of the batch. The heuristics follow compiled code, not timings: no GPU
+has run them yet.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from functools import cache
@@ -18,6 +20,10 @@ from typing import Any
 from triton_kernels.device import Device
 
 TABLE = Path(__file__).with_name("tuning.json")
+
+
+LAUNCH_KEY = "launch"
+PREFILL_BUCKETS = (128, 512, 2048)
 
 
 class Regime(StrEnum):
@@ -51,6 +57,21 @@ class AttentionTile:
     num_stages: int
 
 
+@dataclass(frozen=True, slots=True)
+class Launching:
+    """How many kernels of a step may be under way at once: 1, or 2 where each is launched before the last has ended."""
+
+    in_flight: int
+
+
+KINDS: dict[str, type[LinearTile] | type[AttentionTile] | type[Launching]] = {
+    "linear": LinearTile,
+    "gated": LinearTile,
+    "attention": AttentionTile,
+    LAUNCH_KEY: Launching,
+}
+
+
 def regime(num_tokens: int, dp4a: bool) -> Regime:
     """Which form of the ternary linear serves this many tokens."""
     if num_tokens <= 2 and dp4a:
@@ -61,8 +82,8 @@ def regime(num_tokens: int, dp4a: bool) -> Regime:
 def linear_tile(num_tokens: int, num_packed: int, padded_k: int, device: Device) -> LinearTile:
     """The tile of one ternary linear. Except in a GEMV, depth * split_k divides padded_k (a multiple of 128)."""
     form = regime(num_tokens, device.dp4a)
-    bucket = power_of_two(num_tokens) if form is not Regime.PREFILL else 128
-    row = table().get(device.name, {}).get(linear_key(form, bucket, num_packed, padded_k))
+    bucket = token_bucket(num_tokens)
+    row = device.tuned.get(linear_key(form, bucket, num_packed, padded_k))
     if row is not None:
         return LinearTile(**row)
     if form is Regime.GEMV:
@@ -71,6 +92,25 @@ def linear_tile(num_tokens: int, num_packed: int, padded_k: int, device: Device)
         return small_tile(bucket, num_packed, padded_k, device)
     # 128 tokens spill on sm_90 (56 bytes) and 64 tokens spill on sm_80 (24 bytes): ptxas of Triton 3.6.0
     return LinearTile(64, 64 if device.wgmma else 128, depth=128, split_k=1, num_warps=8, num_stages=3)
+
+
+def token_bucket(num_tokens: int) -> int:
+    """The number of tokens that a measured row stands for: a power of two, past 64 the next of PREFILL_BUCKETS."""
+    if num_tokens <= 64:
+        return power_of_two(num_tokens)
+    return next((bucket for bucket in PREFILL_BUCKETS if num_tokens <= bucket), PREFILL_BUCKETS[-1])
+
+
+def gated_tile(num_tokens: int, num_packed: int, padded_k: int, device: Device) -> LinearTile | None:
+    """The tile of gate and up with the gate in the epilogue, or None: only where a measured row says that it pays."""
+    row = device.tuned.get(gated_key(token_bucket(num_tokens), num_packed, padded_k))
+    return None if row is None else LinearTile(**row)
+
+
+def overlaps_launches(tuned: Mapping[str, Mapping[str, int]]) -> bool:
+    """Whether kernels are launched before their predecessors have ended: only where that measured better."""
+    row = tuned.get(LAUNCH_KEY)
+    return row is not None and Launching(**row).in_flight > 1
 
 
 def gemv_tile(num_packed: int, padded_k: int, device: Device) -> LinearTile:
@@ -95,7 +135,7 @@ def small_tile(bucket: int, num_packed: int, padded_k: int, device: Device) -> L
 
 def attention_tile(head_dim: int, group: int, device: Device) -> AttentionTile:
     """One shape for prefill and decode. `group` is the number of query heads that share a KV head."""
-    row = table().get(device.name, {}).get(attention_key(head_dim, group))
+    row = device.tuned.get(attention_key(head_dim, group))
     if row is not None:
         return AttentionTile(**row)
     # 32 keys are one block of the cache: one table lookup a tile. 64 keys or 64 rows spill on sm_80, and
@@ -106,6 +146,10 @@ def attention_tile(head_dim: int, group: int, device: Device) -> AttentionTile:
 
 def linear_key(form: Regime, bucket: int, num_packed: int, padded_k: int) -> str:
     return f"linear {form} T{bucket} P{num_packed} K{padded_k}"
+
+
+def gated_key(bucket: int, num_packed: int, padded_k: int) -> str:
+    return f"gated T{bucket} P{num_packed} K{padded_k}"
 
 
 def attention_key(head_dim: int, group: int) -> str:
@@ -122,7 +166,9 @@ def read_table(path: Path) -> dict[str, dict[str, dict[str, int]]]:
     read: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text())
     for device, rows in read.items():
         for key, row in rows.items():
-            kind = LinearTile if key.startswith("linear ") else AttentionTile
+            kind = KINDS.get(key.split(" ")[0])
+            if kind is None:
+                raise ValueError(f"{path.name}: {device}: {key}: must begin with {', '.join(KINDS)}")
             wanted = {field.name for field in fields(kind)}
             if set(row) != wanted or not all(isinstance(value, int) and value > 0 for value in row.values()):
                 raise ValueError(f"{path.name}: {device}: {key}: needs positive integers {sorted(wanted)}, has {row}")

@@ -1,27 +1,31 @@
 """The verbs of the seam on a GPU. What each does is documented at the seam; here is only how this wing does it.
 
 Handles live on the device. A batch's tensors may come from the host and are moved: by every verb, or once a step when
-the whole step runs in one call (`compile`). Results are on the device.
+the whole step runs in one call (`compile`). Results are on the device, except the best tokens (`head_topk`): those are
+what the host chooses from, and come in one copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from triton_kernels import attention, cache, head, linear, pack, pointwise
-from triton_kernels.attention import QueryBlocks
+from triton_kernels import cache, gated, head, linear, pack, pointwise, ranking, rescore
+from triton_kernels.attention import paged_attention, query_blocks
+from triton_kernels.best import BestTokens
 from triton_kernels.cache import Cache, RopeTables
 from triton_kernels.device import Device
-from triton_kernels.graphs import Capture, DecodeGraphs, DecodeInputs
+from triton_kernels.graphs import Capture
 from triton_kernels.head import Table
 from triton_kernels.pack import Weights
 from triton_kernels.pointwise import Quantized
+from triton_kernels.step import Rows, Step
+from triton_kernels.tuning import gated_tile
 
 
 class TritonWing:
@@ -36,6 +40,7 @@ class TritonWing:
         self._capture = capture
         self._sums = device.zeros(0, dtype=torch.int32)
         self._gains = WeakIdKeyDictionary()
+        self._best: dict[tuple[int, int, float], tuple[Table, Tensor, BestTokens]] = {}
 
     def pack(self, segments: Sequence[tuple[Tensor, Tensor]]) -> Weights:
         weights = pack.pack(segments, self._device.torch_device)
@@ -49,21 +54,21 @@ class TritonWing:
     def embed(self, table: Table, token_ids: Tensor) -> Tensor:
         if table.embedding is None:
             raise ValueError("this table was packed without an embedding")
-        return pointwise.embed(table.embedding, self._here(token_ids), table.width, self._device)
+        return pointwise.embed(table.embedding, self.here(token_ids), table.width, self._device)
 
     def norm_quantize(self, x: Tensor, gain: Tensor, eps: float) -> Quantized:
-        return pointwise.quantize(self._here(x), self._gain(gain), eps, self._device)
+        return pointwise.quantize(self.here(x), self._gain(gain), eps, self._device)
 
     def quantize(self, x: Tensor) -> Quantized:
-        return pointwise.quantize(self._here(x), None, 0.0, self._device)
+        return pointwise.quantize(self.here(x), None, 0.0, self._device)
 
     def ternary_linear(self, q: Quantized, w: Weights, residual: Tensor | None = None) -> Tensor:
-        added = None if residual is None else self._here(residual)
+        added = None if residual is None else self.here(residual)
         return linear.ternary_linear(q, w, added, self._device, self._sums)
 
     def gate_norm_quantize(self, gate_up: Tensor, gain: Tensor | None, eps: float, act: str) -> Quantized:
         there = None if gain is None else self._gain(gain)
-        return pointwise.gate_quantize(self._here(gate_up), there, eps, act, self._device)
+        return pointwise.gate_quantize(self.here(gate_up), there, eps, act, self._device)
 
     def rope_tables(self, head_dim: int, theta: float, scaling: Any | None, num_positions: int) -> RopeTables:
         if scaling is not None:
@@ -90,25 +95,45 @@ class TritonWing:
     def rope_write_kv(
         self, qkv: Tensor, positions: Tensor, tables: RopeTables, cache_: Cache, layer: int, slots: Tensor
     ) -> Tensor:
-        here = self._here
+        here = self.here
         return cache.rope_write_kv(here(qkv), here(positions), tables, cache_, layer, here(slots), self._device)
 
     def paged_attention(
         self, q: Tensor, cache_: Cache, layer: int, block_tables: Tensor, lengths: Tensor, starts: Tensor
     ) -> Tensor:
-        rows = self._rows(block_tables, lengths, starts, q.shape[1], cache_)
-        return attend(self._here(q), cache_, layer, rows, self._device)
+        rows = self.rows(block_tables, lengths, starts, q.shape[1], cache_)
+        return self.attend(self.here(q), cache_, layer, rows)
 
     def head(self, x: Tensor, gain: Tensor, eps: float, table: Table) -> Tensor:
-        return head.head(self._here(x), self._gain(gain), eps, table, self._device)
+        return head.head(self.here(x), self._gain(gain), eps, table, self._device)
 
     def head_topk(
         self, x: Tensor, gain: Tensor, eps: float, table: Table, k: int, extra_ids: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return head.top(self.head(x, gain, eps, table), k, self._here(extra_ids))
+        return self._best_of(table, gain, eps)(self.here(x), k, extra_ids)
+
+    def _best_of(self, table: Table, gain: Tensor, eps: float) -> BestTokens:
+        """What ranks tokens by this head; it and its captures live as long as the wing, as tables do."""
+        key = (id(table), id(gain), eps)
+        if key not in self._best:
+
+            def rank(x: Tensor, k: int, extra: Tensor) -> tuple[Tensor, Tensor]:
+                if table.is_rescored:
+                    return rescore.rescored_top(x, self._gain(gain), eps, table, k, extra, self._device)
+                return ranking.top(self.head(x, gain, eps, table), k, extra, self._device)
+
+            capture = None if self._capture is None else self._capture()
+            self._best[key] = (table, gain, BestTokens(rank, capture, self.device))
+        return self._best[key][2]
 
     def compile(self, plan: Any) -> Callable[[Any, Cache], Tensor]:
         return Step(self, plan, None if self._capture is None else self._capture())
+
+    def warm_up(
+        self, step: Any, cache_: Cache, max_rows: int, max_blocks: int, max_tokens: int
+    ) -> Iterator[tuple[int, int]]:
+        if step is not None:
+            yield from step.warm_up(cache_, max_rows, max_blocks, max_tokens)
 
     def compile_draw(self, plan: Any) -> None:
         """None: the engine draws from what `head_topk` ranks."""
@@ -126,7 +151,12 @@ class TritonWing:
         held = {tensor.data_ptr(): tensor for tensor in held_tensors(handle)}
         return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
 
-    def _here(self, tensor: Tensor) -> Tensor:
+    @property
+    def device(self) -> torch.device:
+        return self._device.torch_device
+
+    def here(self, tensor: Tensor) -> Tensor:
+        """The tensor on this wing's device."""
         return tensor.to(self._device.torch_device, non_blocking=True)
 
     def _gain(self, gain: Tensor) -> Tensor:
@@ -134,93 +164,25 @@ class TritonWing:
         if gain.device == self._device.torch_device:
             return gain
         if gain not in self._gains:
-            self._gains[gain] = self._here(gain)
+            self._gains[gain] = self.here(gain)
         moved: Tensor = self._gains[gain]
         return moved
 
-    def _rows(self, block_tables: Tensor, lengths: Tensor, starts: Tensor, num_heads: int, held: Cache) -> Rows:
-        num_kv_heads, head_dim = held.keys.shape[2], held.keys.shape[4]
-        blocks = attention.query_blocks(starts.tolist(), num_heads, num_kv_heads, head_dim, self._device)
-        return Rows(self._here(block_tables), self._here(lengths), self._here(starts), blocks)
+    def rows(self, block_tables: Tensor, lengths: Tensor, starts: Tensor, num_heads: int, held: Cache) -> Rows:
+        """What attention needs to know of a batch's rows, on the device; `starts` is on the host."""
+        blocks = query_blocks(starts.tolist(), num_heads, held.keys.shape[2], held.keys.shape[4], self._device)
+        return Rows(self.here(block_tables), self.here(lengths), self.here(starts), blocks)
 
+    def attend(self, q: Tensor, held: Cache, layer: int, rows: Rows) -> Tensor:
+        return paged_attention(q, held, layer, rows.block_tables, rows.lengths, rows.starts, rows.blocks, self._device)
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What attention needs to know of a step's rows, on the device."""
-
-    block_tables: Tensor
-    lengths: Tensor
-    starts: Tensor
-    blocks: QueryBlocks
-
-
-def attend(q: Tensor, held: Cache, layer: int, rows: Rows, device: Device) -> Tensor:
-    return attention.paged_attention(q, held, layer, rows.block_tables, rows.lengths, rows.starts, rows.blocks, device)
-
-
-class Step:
-    """A whole step of one plan in one call: the batch is moved once, and a pure decode step is replayed as a graph."""
-
-    def __init__(self, wing: TritonWing, plan: Any, capture: Capture | None) -> None:
-        self._wing = wing
-        self._device = wing._device
-        self._plan = plan
-        self._capture = capture
-        self._graphs: tuple[Cache, DecodeGraphs] | None = None
-
-    def __call__(self, batch: Any, held: Cache) -> Tensor:
-        """(ForwardBatch, cache) -> f32 [R, H]: the hidden states of batch.logit_rows before the final norm."""
-        here = self._wing._here
-        graphs = self.graphs(held)
-        num_tokens, num_rows = batch.token_ids.shape[0], batch.lengths.shape[0]
-        if graphs is not None and num_tokens == num_rows <= graphs.largest and bool((batch.starts.diff() == 1).all()):
-            inputs = DecodeInputs(batch.token_ids, batch.positions, batch.slots, batch.block_tables, batch.lengths)
-            hidden = graphs.step(inputs)
-        else:
-            rows = self._wing._rows(batch.block_tables, batch.lengths, batch.starts, self._plan.num_heads, held)
-            hidden = self.layers(here(batch.token_ids), here(batch.positions), here(batch.slots), rows, held)
-        return hidden[here(batch.logit_rows)]
-
-    def graphs(self, held: Cache) -> DecodeGraphs | None:
-        """The captured decode steps of this cache, or None where nothing is captured. A new cache starts anew."""
-        if self._capture is None:
-            return None
-        if self._graphs is None or self._graphs[0] is not held:
-            run = DecodeRun(self, held)
-            self._graphs = (held, DecodeGraphs(run, self._capture, self._device.torch_device))
-        return self._graphs[1]
-
-    def layers(self, token_ids: Tensor, positions: Tensor, slots: Tensor, rows: Rows, held: Cache) -> Tensor:
-        """All layers on tensors of the device: f32 [T, H], the hidden states of every token."""
-        wing, plan = self._wing, self._plan
-        x = wing.embed(plan.embedding, token_ids)
-        for index, layer in enumerate(plan.layers):
-            qkv = wing.ternary_linear(wing.norm_quantize(x, layer.attn_gain, plan.eps), layer.qkv)
-            q = wing.rope_write_kv(qkv, positions, plan.rope, held, index, slots)
-            a = attend(q, held, index, rows, self._device)
-            sub = layer.attn_sub_gain
-            x = wing.ternary_linear(
-                wing.quantize(a) if sub is None else wing.norm_quantize(a, sub, plan.eps), layer.o, x
-            )
-            gate_up = wing.ternary_linear(wing.norm_quantize(x, layer.ffn_gain, plan.eps), layer.gate_up)
-            gated = wing.gate_norm_quantize(gate_up, layer.ffn_sub_gain, plan.eps, plan.act)
-            x = wing.ternary_linear(gated, layer.down, x)
-        return x
-
-
-class DecodeRun:
-    """One token a row: the query blocks are known without looking at the batch, as a captured step needs."""
-
-    def __init__(self, step: Step, held: Cache) -> None:
-        self._step = step
-        self._held = held
-
-    def __call__(self, inputs: DecodeInputs) -> Tensor:
-        count, device = inputs.lengths.shape[0], inputs.lengths.device
-        starts = torch.arange(count + 1, dtype=torch.int32, device=device)
-        blocks = QueryBlocks(starts[:count], torch.zeros(count, dtype=torch.int32, device=device))
-        rows = Rows(inputs.block_tables, inputs.lengths, starts, blocks)
-        return self._step.layers(inputs.token_ids, inputs.positions, inputs.slots, rows, self._held)
+    def gate(self, q: Quantized, w: Weights, gain: Tensor | None, eps: float, act: str) -> Quantized:
+        """gate_norm_quantize(ternary_linear(q, w)), in the form that a measured row of the tuning table names."""
+        tile = gated_tile(q.codes.shape[0], w.num_packed, w.padded_k, self._device)
+        if tile is None:
+            return self.gate_norm_quantize(self.ternary_linear(q, w), gain, eps, act)
+        product = gated.gated_linear(q, w, act, tile, self._device)
+        return self.quantize(product) if gain is None else self.norm_quantize(product, gain, eps)
 
 
 def held_tensors(handle: Any) -> list[Tensor]:

@@ -21,7 +21,25 @@ OPEN_PATHS = frozenset({"/", "/health", "/v1/health", "/health/live", "/health/r
 
 async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     scope["state"]["record"].code = error.code
-    await error.response()(scope, receive, send)
+    await error.response(scope["path"])(scope, receive, send)
+
+
+class PathPrefix:
+    """404 for what is not below the prefix; what is, goes on without it, in the record's line too. (A proxy that takes
+    its prefix off by itself needs nothing: no answer of ours holds an address.)"""
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self.app = app
+        self.prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if not scope["path"].startswith(self.prefix + "/"):
+                error = ApiError(404, "not_found_error", "not_found", "there is no such route")
+                await _refuse(error, scope, receive, send)
+                return
+            scope["path"] = scope["path"].removeprefix(self.prefix)
+        await self.app(scope, receive, send)
 
 
 class HeaderRules:

@@ -12,8 +12,9 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from service.api.errors import ApiError
 from service.api.parameters import generation_settings
 from service.api.schemas import Generation as Body
 from service.api.tally import Tally
@@ -36,7 +37,10 @@ def failure_of(delta: Delta) -> EngineError | None:
 
 @dataclass(slots=True)
 class Answer(ABC):
-    """One answer under construction."""
+    """One answer under construction. has_named_events: the family's clients read the type of an event on a line of its
+    own."""
+
+    has_named_events: ClassVar[bool] = False
 
     body: Body
     info: EngineInfo
@@ -67,6 +71,10 @@ class Answer(ABC):
     def index(self) -> int:
         """Which of the choices of its request it is."""
         return self.generation.place
+
+    def failure(self, error: ApiError) -> Event:
+        """The event that ends a stream before its time."""
+        return error.body
 
     @property
     def id(self) -> str:

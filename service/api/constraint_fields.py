@@ -57,6 +57,9 @@ class StructuredOutputs(BaseModel):
     whitespace_pattern: None = Field(None, description="not supported")
 
 
+NOTHING_WRAPPED = StructuredOutputs.model_validate({})
+
+
 class ConstraintFields(BaseModel):
     """At most one of these may ask for something."""
 
@@ -73,7 +76,7 @@ class ConstraintFields(BaseModel):
 
 def read_constraint(body: ConstraintFields) -> Grammar | None:
     """The grammar that the body asks for. Raises ApiError for more than one."""
-    wrapped = body.structured_outputs or StructuredOutputs()
+    wrapped = body.structured_outputs or NOTHING_WRAPPED
     asked = [
         grammar
         for grammar in (

@@ -1,7 +1,8 @@
 """Every refusal as an HTTP status and one error object, and the ONE table from the engine's errors to both.
 
 The object is the same on every route and status: `{"error": {"message", "type", "param", "code"}}` plus what a single
-condition adds (`n_prompt_tokens`, `n_ctx`). Knows nothing of routes. Codes are strings, as OpenAI's clients expect.
+condition adds (`n_prompt_tokens`, `n_ctx`); below /v1/messages it stands as Anthropic's clients read it. Knows no other
+route. Codes are strings, as OpenAI's clients expect.
 """
 
 from __future__ import annotations
@@ -80,9 +81,25 @@ class ApiError(Exception):
     def code(self) -> str:
         return str(self.body["error"]["code"])
 
-    def response(self) -> JSONResponse:
-        """The whole answer."""
-        return JSONResponse(self.body, self.status, self.headers)
+    def response(self, path: str = "") -> JSONResponse:
+        """The whole answer, in the shape that clients of this path read."""
+        body = anthropic_error(self) if path.startswith(ANTHROPIC_PATH) else self.body
+        return JSONResponse(body, self.status, self.headers)
+
+
+ANTHROPIC_PATH = "/v1/messages"
+# Anthropic's names; a type that it has itself stays, and what is left is its api_error.
+_ANTHROPIC_TYPES = {404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
+_ANTHROPIC_OWN = ("invalid_request_error", "authentication_error")
+
+
+def anthropic_error(error: ApiError) -> dict[str, Any]:
+    """The error object as Anthropic's clients know it, with our `param`, `code` and the rest in it."""
+    detail = error.body["error"]
+    own = detail["type"] if detail["type"] in _ANTHROPIC_OWN else "api_error"
+    if error.status == 400:
+        own = "invalid_request_error"
+    return {"type": "error", "error": {**detail, "type": _ANTHROPIC_TYPES.get(error.status, own)}}
 
 
 def invalid_json(message: str) -> ApiError:
@@ -135,7 +152,7 @@ def from_http(error: HTTPException, method: str) -> ApiError:
 async def answer_api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
     request.state.record.code = error.code
-    return error.response()
+    return error.response(request.scope["path"])
 
 
 async def answer_engine_error(request: Request, error: Exception) -> JSONResponse:

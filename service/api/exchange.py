@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +28,7 @@ from service.config import Settings
 from service.engine.async_engine import AsyncEngine, EngineInfo, Generation
 from service.engine.prompt import Prompt, PromptEncoder
 from service.engine.request import Delta
+from service.metrics import Metrics
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class Service:
     engine: AsyncEngine
     settings: Settings
     times: StreamTimes
+    metrics: Metrics
 
 
 def service_of(request: Request) -> Service:
@@ -58,24 +60,30 @@ def service_of(request: Request) -> Service:
     return service
 
 
+async def read_request(request: Request, read: Callable[[dict[str, Any]], T]) -> T:
+    """What `read` makes of the JSON object of the body; off the event loop where that is large. Raises ApiError."""
+    raw = await read_bytes(request, service_of(request).settings.max_body_bytes)
+    if len(raw) > LARGE_BODY_BYTES:
+        return await asyncio.to_thread(lambda: read(parse_object(raw)))
+    return read(parse_object(raw))
+
+
 @dataclass(frozen=True, slots=True)
 class Family(Generic[Body]):
-    """What tells one family of generation routes from another: its body, its prompts, its answers, its ids."""
+    """What tells one family of generation routes from another: its body, its prompts, its answers, its ids, and how its
+    body is read."""
 
     body: type[Body]
     prompts: Callable[[Body], Sequence[Prompt]]
     answer: Callable[[Body, EngineInfo, Generation, PromptEncoder, int], Answer]
     id_prefix: str
+    read: Callable[[type[Body], Mapping[str, Any]], Body] = read_body
 
     async def respond(self, request: Request) -> Response:
         """Serve one request. Raises ApiError, EngineError, ClientDisconnect."""
         service = service_of(request)
         service.engine.raise_if_unavailable()
-        raw = await read_bytes(request, service.settings.max_body_bytes)
-        if len(raw) > LARGE_BODY_BYTES:
-            body = await asyncio.to_thread(self._read, raw)
-        else:
-            body = self._read(raw)
+        body = await read_request(request, lambda fields: self.read(self.body, fields))
         record: Record = request.state.record
         record.stream = body.stream is True
         if record.stream:
@@ -83,9 +91,6 @@ class Family(Generic[Body]):
             reply, first = await unless_gone(request.receive, begin)
             return EventStream(reply, first, record, service.times.ping_s)
         return JSONResponse(await unless_gone(request.receive, self._whole(service, body, record)))
-
-    def _read(self, raw: bytes) -> Body:
-        return read_body(self.body, parse_object(raw))
 
     async def _open(self, service: Service, body: Body, record: Record) -> Reply:
         """Admit the request; from here on somebody must close the reply."""

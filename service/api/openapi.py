@@ -5,6 +5,7 @@ The bodies are described from the same classes that check them. Knows no routes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,10 +13,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
-from service.api.schemas import ChatBody, CompletionBody, Generation, NativeBody
+from service.api.schemas import Generation
 
 _REF = "#/components/schemas/{model}"
-_BODIES: tuple[type[Generation], ...] = (ChatBody, CompletionBody, NativeBody)
+_FAULTS = {400: "something in the request is wrong, not supported or does not fit", 413: "the body is too large"}
 
 
 class ErrorDetail(BaseModel):
@@ -64,18 +65,30 @@ def generation_docs(body: type[Generation], summary: str) -> dict[str, Any]:
             },
         },
     }
-    reasons = {400: "something in the request is wrong, not supported or does not fit", 413: "the body is too large"}
+    return _docs(body, summary, answers)
+
+
+def answer_docs(body: type[BaseModel], summary: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a router's `post` for a route that answers with an object of these properties."""
+    schema = {"type": "object", "properties": answer, "required": list(answer)}
+    return _docs(body, summary, {200: {"description": "done", "content": {"application/json": {"schema": schema}}}})
+
+
+def _docs(body: type[BaseModel], summary: str, answers: dict[int | str, dict[str, Any]]) -> dict[str, Any]:
     schema = {"$ref": _REF.format(model=body.__name__)}
     return {
         "summary": summary,
-        "responses": {**answers, **_errors(reasons), **COMMON, **UNAVAILABLE},
+        "responses": {**answers, **_errors(_FAULTS), **COMMON, **UNAVAILABLE},
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
     }
 
 
-def describe(app: FastAPI, version: str) -> dict[str, Any]:
-    """The OpenAPI document of `app`, with the bodies that its routes read themselves."""
-    document = get_openapi(title="bitnet-serve", version=version, summary=app.summary, routes=app.routes)
-    _, bodies = models_json_schema([(body, "validation") for body in _BODIES], ref_template=_REF)
-    document.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"])
+def describe(app: FastAPI, version: str, bodies: Sequence[type[BaseModel]], prefix: str) -> dict[str, Any]:
+    """The OpenAPI document of `app`, with the bodies that its routes read themselves; its paths are below `prefix`."""
+    servers = [{"url": prefix or "/"}]
+    document = get_openapi(
+        title="bitnet-serve", version=version, summary=app.summary, routes=app.routes, servers=servers
+    )
+    _, schemas = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
+    document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
     return document

@@ -38,8 +38,9 @@ class GuardedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
-        # Writing counts as paused as soon as the kernel takes no more, so that the deadline below sees every byte.
-        transport.set_write_buffer_limits(high=0)
+        # Writing counts as paused as soon as the kernel takes no more, so that the deadline below sees every byte. Not
+        # 0: asyncio's TLS transport would then pause with nothing to write, and never go on.
+        transport.set_write_buffer_limits(high=1)
         self._receive_timer = self.loop.call_later(self.peer_timeout_s, self._receive_deadline)
 
     def connection_lost(self, exc: Exception | None) -> None:

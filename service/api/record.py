@@ -10,8 +10,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,9 +30,12 @@ MAX_PATH_CHARS = 200
 
 @dataclass(slots=True)
 class Record:
-    """What the summary line says of one request; `status` is 0 until the answer begins."""
+    """What the summary line says of one request; `status` is 0 until the answer begins. `begun_s`, `first_token_s`:
+    seconds of the monotonic clock."""
 
     id: str
+    begun_s: float = field(default_factory=time.monotonic)
+    first_token_s: float = 0.0
     status: int = 0
     code: str = ""
     generation: str = ""
@@ -43,10 +46,12 @@ class Record:
 
 
 class Records:
-    """ASGI layer: puts a Record into the request's state, echoes X-Request-Id, logs, and answers 500 for our faults."""
+    """ASGI layer: puts a Record into the request's state, echoes X-Request-Id, logs, and answers 500 for our faults.
+    `on_end` is told each request's status."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, on_end: Callable[[int], None]) -> None:
         self.app = app
+        self.on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,7 +60,6 @@ class Records:
         record = Record(_request_id(Headers(scope=scope)))
         scope.setdefault("state", {})["record"] = record
         token = request_id.set(record.id)
-        start = time.monotonic()
 
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -66,7 +70,8 @@ class Records:
         try:
             await self._serve(scope, receive, send_noted, record)
         finally:
-            _summarise(scope, record, time.monotonic() - start)
+            self.on_end(record.status)
+            _summarise(scope, record)
             request_id.reset(token)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
@@ -80,7 +85,14 @@ class Records:
             record.code = error.code
             # An answer that has begun cannot be taken back: the server sees it unfinished and closes the connection.
             if not record.status:
-                await error.response()(scope, receive, send)
+                await error.response(scope["path"])(scope, receive, send)
+
+
+def _tokens_per_second(record: Record, end_s: float) -> float:
+    """Of the tokens after the first; of one token alone, all of the time."""
+    later = record.completion_tokens - 1
+    since_s = record.first_token_s if later > 0 else record.begun_s
+    return max(later, 1) / max(end_s - since_s, 1e-6)
 
 
 def _request_id(headers: Headers) -> str:
@@ -89,12 +101,13 @@ def _request_id(headers: Headers) -> str:
     return given if _VALID_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def _summarise(scope: MutableMapping[str, Any], record: Record, seconds: float) -> None:
+def _summarise(scope: MutableMapping[str, Any], record: Record) -> None:
+    end_s = time.monotonic()
     fields: dict[str, object] = {
         "method": scope["method"],
         "path": scope["path"][:MAX_PATH_CHARS],
         "status": record.status,
-        "ms": round(seconds * 1000, 1),
+        "ms": round((end_s - record.begun_s) * 1000, 1),
     }
     if record.generation:
         fields |= {
@@ -104,6 +117,9 @@ def _summarise(scope: MutableMapping[str, Any], record: Record, seconds: float) 
             "completion_tokens": record.completion_tokens,
             "finish": record.finish or "none",
         }
+    if record.first_token_s:
+        fields["ttft_ms"] = round((record.first_token_s - record.begun_s) * 1000, 1)
+        fields["tok_s"] = round(_tokens_per_second(record, end_s), 1)
     if record.code:
         fields["code"] = record.code
     # A probe every second is not worth a line each.

@@ -5,6 +5,7 @@ Also keeps the record's counts. Knows neither shapes, which the answers make, no
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -60,6 +61,8 @@ class Reply:
             return None
         place, delta = read
         self._record.completion_tokens += max(0, delta.num_generated - self._lasts[place].num_generated)
+        if delta.num_generated and not self._record.first_token_s:
+            self._record.first_token_s = time.monotonic()
         self._lasts[place] = delta
         if delta.finish is not None:
             self._record.finish = delta.finish.value

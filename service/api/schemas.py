@@ -7,7 +7,7 @@ model are checked in `parameters.py`. Knows neither routes nor the engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
@@ -245,6 +245,7 @@ class NativeBody(Several):
     ) = Field(None, description="the keys of the answer to keep; 'a/b' is the key b of the object a")
 
 
+Model = TypeVar("Model", bound=BaseModel)
 Body = TypeVar("Body", bound=Generation)
 
 
@@ -257,6 +258,11 @@ def read_body(kind: type[Body], raw: Mapping[str, Any]) -> Body:
         refuse_unserved(options, NEUTRAL_IN_STREAM_OPTIONS, "stream_options")
     if kind is ChatBody and isinstance(messages := fields.get("messages"), list):
         fields["messages"] = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return validated(kind, fields)
+
+
+def validated(kind: type[Model], fields: Mapping[str, Any]) -> Model:
+    """Fields as a body. Raises ApiError: `invalid_parameter` naming field, value and limit."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
@@ -274,18 +280,22 @@ def _message(raw: object, place: str) -> object:
     if fields.get("role") in UNSERVED_ROLES:
         message = f"'{place}.role': messages of role '{fields['role']}' are not supported by this server"
         raise not_supported("messages", message)
-    if isinstance(parts := fields.get("content"), list):
-        for i, part in enumerate(parts):
-            kind = part.get("type") if isinstance(part, dict) else "text"
-            if isinstance(kind, str) and kind != "text":
-                message = f"'{place}.content[{i}].type': parts of type {show(kind)} are not supported, text only"
-                raise not_supported("messages", message)
+    refuse_other_parts(fields.get("content"), f"{place}.content", ("text",), "messages")
     return fields
+
+
+def refuse_other_parts(parts: object, place: str, kinds: Sequence[str], param: str) -> None:
+    """Raises ApiError for the first of a list of content parts that says it is of no type in `kinds`."""
+    for i, part in enumerate(parts if isinstance(parts, list) else ()):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind not in kinds:
+            message = f"'{place}[{i}].type': parts of type {show(kind)} are not supported, text only"
+            raise not_supported(param, message)
 
 
 def _api_error(problem: ErrorDetails) -> ApiError:
     """`param` is the field of the body; the message has the whole path into it."""
-    path = _path([part for part in problem["loc"] if part not in ("str", "list[TextPart]")])
+    path = _path([part for part in problem["loc"] if not _is_member(part)])
     param = str(problem["loc"][0])
     if problem["type"] == "missing":
         return invalid_parameter(param, f"'{path}' is required")
@@ -296,6 +306,11 @@ def _api_error(problem: ErrorDetails) -> ApiError:
     reason = problem["msg"].replace("Input should", "should").replace("List should", "should")
     reason = reason.replace(" after validation", "")
     return invalid_parameter(param, f"invalid '{path}': {reason} (got {show(problem['input'])})")
+
+
+def _is_member(part: int | str) -> bool:
+    """This part of a path names a member of a union."""
+    return isinstance(part, str) and (part == "str" or part.startswith("list["))
 
 
 def _path(loc: list[int | str]) -> str:

@@ -1,8 +1,9 @@
 """Server-sent events: frames, keep-alive comments, and the one place where a streamed reply is closed.
 
-Only `data:` lines of ASCII JSON and comments, separated by one empty line: parsers in use split on `\\n\\n`, and an
-`id:` field beside a comment breaks one of them. Built on sse-starlette; its own pings (sent while data flows, too) and
-its own reaction to signals are off. Knows no shapes: a `Reply` makes the events.
+Only `data:` lines of ASCII JSON (with an `event:` line where a family's clients read it) and comments, separated by one
+empty line: parsers in use split on `\\n\\n`, and an `id:` field beside a comment breaks one of them. Built on
+sse-starlette; its own pings (sent while data flows, too) and its own reaction to signals are off. Knows no shapes: a
+`Reply` makes the events.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
 
-def frame(event: Mapping[str, Any]) -> bytes:
-    """One event. ASCII, because some clients split lines at U+2028 or U+0085, which JSON leaves bare."""
-    return b"data: " + json.dumps(event, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n\n"
+def frame(event: Mapping[str, Any], *, named: bool = False) -> bytes:
+    """One event. ASCII, because some clients split lines at U+2028 or U+0085, which JSON leaves bare. `named`: some
+    clients look for its type, one of a few words of ours, on a line before the data."""
+    name = b"event: " + event["type"].encode("ascii") + b"\n" if named else b""
+    return name + b"data: " + json.dumps(event, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n\n"
 
 
 class EventStream(EventSourceResponse):
@@ -59,13 +62,15 @@ class EventStream(EventSourceResponse):
             await self._reply.aclose()
 
     async def _frames(self) -> AsyncIterator[bytes]:
+        answer = self._reply.answers[0]
+        named = answer.has_named_events
         try:
             async for read in self._deltas():
                 if read is None:
                     yield PING
                     continue
                 answer, delta = read
-                events = b"".join(frame(event) for event in self._reply.events(answer, delta))
+                events = b"".join(frame(event, named=named) for event in self._reply.events(answer, delta))
                 if events:
                     yield events
                 if (failure := failure_of(delta)) is not None:
@@ -74,7 +79,7 @@ class EventStream(EventSourceResponse):
             shown = from_engine(error)
             self._record.code = shown.code
             logger.warning("stream ended early: %s", error)
-            yield frame(shown.body)
+            yield frame(answer.failure(shown), named=named)
         yield DONE
 
     async def _deltas(self) -> AsyncIterator[tuple[Answer, Delta] | None]:

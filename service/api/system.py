@@ -82,8 +82,10 @@ def _model(info: EngineInfo) -> dict[str, Any]:
     }
 
 
-@router.post("/embeddings", summary="Switched off", responses={**COMMON, **UNSERVED})
-@router.post("/v1/embeddings", summary="Switched off", responses={**COMMON, **UNSERVED})
-async def embeddings() -> None:
-    message = "this server generates text; it has no embedding model"
+async def _switched_off() -> None:
+    message = "this server generates text; it has no model for embeddings or ranking"
     raise ApiError(501, "not_supported_error", "not_supported", message)
+
+
+for path in ("/embeddings", "/embedding", "/v1/embeddings", "/rerank", "/reranking", "/v1/rerank", "/v1/reranking"):
+    router.post(path, summary="Switched off", responses={**COMMON, **UNSERVED})(_switched_off)

@@ -15,18 +15,24 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from service.engine.breakers import Breakers
 from service.engine.choices import Choices
+from service.engine.engine import Progress
 from service.engine.errors import Draining, EngineError, GrammarsBusy, InvalidParameter, QueueFull
 from service.engine.generation import Generation
 from service.engine.grammar import Grammar, Matcher
 from service.engine.prompt import Prompt, PromptEncoder, encode_prompt
 from service.engine.request import NOTHING, Delta, FinishReason, Limits, Report, Request, SamplingParams
+from service.engine.stopwatch import Observer, Stopwatch
+from service.engine.text_tools import TextTools
 from service.engine.thread import EngineInfo, EngineThread, Loaded, State
 from service.engine.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 __all__ = ["AsyncEngine", "EngineInfo", "EngineOptions", "Generation", "Loaded", "State"]
 
@@ -44,7 +50,8 @@ class EngineOptions:
 
 
 class AsyncEngine:
-    """`on_hang` is called, in the watchdog's thread, after the engine was declared dead for a step without end."""
+    """`on_hang` is called, in the watchdog's thread, after the engine was declared dead for a step without end.
+    `observer` may be set before the first request."""
 
     def __init__(
         self,
@@ -54,6 +61,8 @@ class AsyncEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = options
+        self.observer: Observer | None = None
+        self._clock = clock
         self._on_hang = on_hang
         self._loop: asyncio.AbstractEventLoop | None = None
         self._generations: dict[str, Generation] = {}
@@ -103,6 +112,22 @@ class AsyncEngine:
             **(loaded.engine.stats() if loaded else {}),
         }
 
+    def progress(self) -> list[Progress]:
+        """How far each request in a step is, oldest first. Raises ModelLoading, EngineDead."""
+        return self._thread.require().engine.progress()
+
+    async def with_tokenizer(self, work: Callable[[TextTools], T]) -> T:
+        """What `work` makes of the model's tokenizer, on a worker thread and under a permit. Raises what it raises;
+        ModelLoading, Draining, EngineDead, QueueFull."""
+        self._bind_loop()
+        self.raise_if_unavailable()
+        self._take_permits(1)
+        try:
+            tokenizer = self._thread.require().tokenizer
+            return await asyncio.get_running_loop().run_in_executor(self._admission, work, tokenizer)
+        finally:
+            self._num_permits -= 1
+
     def start(self, factory: Callable[[], Loaded]) -> None:
         """Start the engine thread, which calls `factory` (it loads the model) and then serves. Once, from any thread,
         with or without an event loop."""
@@ -141,6 +166,7 @@ class AsyncEngine:
         """
         self._bind_loop()
         self.raise_if_unavailable()
+        started_s = self._clock()
         num_permits = len(prompts) * n
         self._take_permits(num_permits)
         try:
@@ -150,12 +176,18 @@ class AsyncEngine:
             raise
         arrived = asyncio.Event()
         generations = [
-            Generation(request, request_id, self._close, place, arrived) for place, request in enumerate(requests)
+            Generation(request, request_id, self._close, place, arrived, self._stopwatch(request, started_s))
+            for place, request in enumerate(requests)
         ]
         self._generations.update((generation.engine_id, generation) for generation in generations)
         for request in requests:
             self._thread.submit(request)
         return Choices(generations, arrived)
+
+    def _stopwatch(self, request: Request, started_s: float) -> Stopwatch | None:
+        if self.observer is None:
+            return None
+        return Stopwatch(self.observer, self._clock, started_s, len(request.prompt_ids))
 
     def _take_permits(self, num: int) -> None:
         max_queue = self.options.max_queue

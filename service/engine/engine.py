@@ -39,6 +39,19 @@ class TextDecoder(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a request is. num_computed: tokens of it in the KV cache, num_cached of them found there."""
+
+    id: str
+    n_ctx: int
+    num_prompt: int
+    num_cached: int
+    num_computed: int
+    num_generated: int
+    num_left: int
+
+
 @dataclass(slots=True)
 class _Live:
     """A request in the engine with its text, times (seconds of the engine's clock) and what is not told yet."""
@@ -268,6 +281,21 @@ class Engine:
         self.scheduler.check_integrity()
         known = {request.id for request in [*self.scheduler.running, *self.scheduler.waiting]}
         assert known == set(self._live), "engine and scheduler know different requests"
+
+    def progress(self) -> list[Progress]:
+        """Of each running request, oldest first. Safe from any thread; the numbers may be of different instants."""
+        return [
+            Progress(
+                id=request.id,
+                n_ctx=request.limits.n_ctx,
+                num_prompt=len(request.prompt_ids),
+                num_cached=request.num_cached,
+                num_computed=request.num_computed,
+                num_generated=request.num_generated,
+                num_left=request.limit - request.total,
+            )
+            for request in tuple(self.scheduler.running)
+        ]
 
     def stats(self) -> dict[str, int]:
         """Gauges and counters since start. Safe from any thread; the numbers may be of different instants."""

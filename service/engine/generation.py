@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from service.engine.request import Delta, FinishReason, Limits, Report, Request, SamplingParams
+from service.engine.stopwatch import Stopwatch
 
 
 class Generation:
@@ -26,6 +27,7 @@ class Generation:
         on_close: Callable[[Generation], None],
         place: int = 0,
         arrived: asyncio.Event | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self.request_id = request_id
         self.place = place
@@ -36,6 +38,7 @@ class Generation:
         self.params: SamplingParams = request.params
         self.limits: Limits = request.limits
         self._on_close = on_close
+        self._stopwatch = stopwatch
         self._pending: Delta | None = None
         self._arrived = arrived or asyncio.Event()
         self._is_closed = False
@@ -62,6 +65,8 @@ class Generation:
         self._pending = self._pending.then(delta) if self._pending else delta
         self.is_finished = delta.finish is not None
         self._arrived.set()
+        if self._stopwatch is not None:
+            self._stopwatch.note(delta)
 
     async def aclose(self) -> None:
         """Abort if unfinished and give the permit back; idempotent. A task waiting in `next` gets finish ABORT."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -57,8 +57,8 @@ class GrammarVocabulary(Protocol):
         """The bytes a token adds to the text; b"" for control tokens and ids without a token."""
         ...
 
-    def encode_piece(self, text: str) -> list[int]:
-        """The ids of a text by itself: nothing is put before it."""
+    def encode_text(self, text: str, *, begins: bool) -> list[int]:
+        """Its ids; only where it begins may anything be put before it."""
         ...
 
 
@@ -201,12 +201,12 @@ class _Adapter:
         self.special_token_ids = [token_id for token_id, spelling in enumerate(self.tokens) if not spelling]
         self.eos_token_id = min(vocabulary.eos_ids)
         self.bos_token_id = None
-        self._encode: Callable[[str], list[int]] = vocabulary.encode_piece
+        self._vocabulary = vocabulary
 
     def __call__(self, text: str) -> Sequence[int]:
         if not isinstance(text, str):
             raise TypeError("text, not bytes")  # the library asks once which of the two is taken
-        return self._encode(text)
+        return self._vocabulary.encode_text(text, begins=False)
 
 
 def _adapt(vocabulary: GrammarVocabulary) -> tuple[LLTokenizer, NDArray[np.bool_]]:

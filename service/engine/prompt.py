@@ -109,12 +109,13 @@ def _refuse_too_many_chars(prompt: Prompt, limits: Limits, encoder: PromptEncode
     if isinstance(prompt, MixedPrompt) and len(prompt.parts) > limits.n_ctx:
         message = f"the prompt has {len(prompt.parts)} parts, and this request's n_ctx is {limits.n_ctx}"
         raise InvalidParameter(message, "prompt")
-    num_chars = _num_chars(prompt)
-    if num_chars > limits.n_ctx * encoder.max_token_chars:
-        raise ContextLengthExceeded(-(-num_chars // encoder.max_token_chars), limits.n_ctx, at_least=True)
+    length = num_chars(prompt)
+    if length > limits.n_ctx * encoder.max_token_chars:
+        raise ContextLengthExceeded(-(-length // encoder.max_token_chars), limits.n_ctx, at_least=True)
 
 
-def _num_chars(prompt: Prompt) -> int:
+def num_chars(prompt: Prompt) -> int:
+    """The characters that a template or a tokenizer will have to read; of tools too."""
     match prompt:
         case ChatPrompt(messages, tools):
             told = sum(len(tool.description) + len(tool.parameters) for tool in tools)
@@ -135,14 +136,14 @@ def _encode(prompt: Prompt, encoder: PromptEncoder) -> tuple[int, ...]:
         case TextPrompt(text):
             return tuple(encoder.encode_text(text))
         case TokenPrompt(token_ids):
-            _refuse_unknown_ids(token_ids, encoder.vocab_size, "prompt")
+            refuse_unknown_ids(token_ids, encoder.vocab_size, "prompt")
             return token_ids
         case MixedPrompt(parts):
             return tuple(_encode_parts(parts, encoder))
 
 
 def _encode_parts(parts: Sequence[str | int], encoder: PromptEncoder) -> Iterator[int]:
-    _refuse_unknown_ids([part for part in parts if isinstance(part, int)], encoder.vocab_size, "prompt")
+    refuse_unknown_ids([part for part in parts if isinstance(part, int)], encoder.vocab_size, "prompt")
     for place, part in enumerate(parts):
         if isinstance(part, int):
             yield part
@@ -150,7 +151,8 @@ def _encode_parts(parts: Sequence[str | int], encoder: PromptEncoder) -> Iterato
             yield from encoder.encode_text(part, begins=place == 0)
 
 
-def _refuse_unknown_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+def refuse_unknown_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Raises InvalidParameter for an id outside the vocabulary."""
     for token_id in token_ids:
         if not 0 <= token_id < vocab_size:
             raise InvalidParameter(f"token id {token_id} is outside the vocabulary of {vocab_size}", param)

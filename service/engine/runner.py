@@ -7,7 +7,7 @@ numbers are made by the model and its wing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -38,6 +38,8 @@ class StepModel(LogitSource, Protocol):
         ...
 
     def new_cache(self, num_blocks: int, block_tokens: int, dtype: CacheDtype) -> Cache: ...
+
+    def warm_up(self, cache: Cache, max_rows: int, max_blocks: int, max_tokens: int) -> Iterator[tuple[int, int]]: ...
 
 
 class StepOps(Protocol):
@@ -85,6 +87,15 @@ class ModelRunner:
         self._block_tokens = block_tokens
         self._cache = model.new_cache(num_blocks, block_tokens, kv_dtype)
         self._num_threads = 0
+
+    def warm_up(self, max_rows: int, n_ctx: int, max_tokens: int, progress: Callable[[int, int], None]) -> None:
+        """Do now what the first steps would wait for: up to max_rows rows of n_ctx tokens, max_tokens in a step.
+
+        `progress` is called with (done, total); not at all where there is nothing to do.
+        """
+        with torch.inference_mode():
+            for done, total in self._model.warm_up(self._cache, max_rows, -(-n_ctx // self._block_tokens), max_tokens):
+                progress(done, total)
 
     def launch(self, plan: StepPlan) -> Completed:
         """Run the step; complete on return. Raises what the forward raises; a row that went bad is in its result."""

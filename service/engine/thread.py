@@ -19,8 +19,8 @@ from typing import Literal, TypeAlias
 from service.engine.engine import Engine
 from service.engine.errors import Draining, EngineDead, ModelLoading
 from service.engine.grammar_compiler import GrammarCompiler
-from service.engine.prompt import PromptEncoder
 from service.engine.request import Delta, Request
+from service.engine.text_tools import TextTools
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Loaded:
     """
 
     engine: Engine
-    tokenizer: PromptEncoder
+    tokenizer: TextTools
     info: EngineInfo
     grammars: GrammarCompiler | None = None
 

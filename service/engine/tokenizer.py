@@ -64,12 +64,14 @@ class Tokenizer:
         eos_ids: frozenset[int],
         template: ChatTemplate | None = None,
         vocab_size: int | None = None,
+        special_tokens: Mapping[str, str] = {},
     ) -> None:
         """Raises TokenizerError for a vocabulary larger than the model's, or one of an unknown kind."""
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self._template = template
+        self._special_tokens = dict(special_tokens)
         added = backend.get_added_tokens_decoder()
         vocab = backend.get_vocab(with_added_tokens=True)
         own_size = max(vocab.values(), default=-1) + 1
@@ -116,20 +118,13 @@ class Tokenizer:
             raise TokenizerError(str(error)) from None
         own_eos = backend.token_to_id(special.get("eos_token", ""))
         eos_ids = frozenset(eos_token_ids) | (frozenset() if own_eos is None else {own_eos})
-        return Tokenizer(backend, eos_ids=eos_ids, template=template, vocab_size=vocab_size)
+        return Tokenizer(backend, eos_ids=eos_ids, template=template, vocab_size=vocab_size, special_tokens=special)
 
     def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """The ids of a conversation, up to where the model shall answer. Raises RequestError."""
-        if self._template is None:
-            raise RequestError("this model has no chat template; use the completion endpoint", "messages")
-        for message in messages:
-            _refuse_surrogates(message.role, "messages")
-            _refuse_surrogates(message.content, "messages")
-        if not self._template.takes_tools:
-            messages, tools = in_words(messages, tools), ()
+        messages, tools = self._in_its_words(messages, tools)
         protected, guard = self._guard.protect(messages, tools)
-        text = self._template.render(protected, self._guard.protect_tools(tools, guard))
-        _refuse_surrogates(text, "messages")
+        text = self._render(protected, self._guard.protect_tools(tools, guard))
         with _faults("messages"):
             if guard in text:
                 return self._begun(self._aliased_tokenizer().encode(text, guard))
@@ -142,14 +137,39 @@ class Tokenizer:
             ids = self._backend.encode(text, add_special_tokens=False).ids
         return self._begun(ids) if begins else ids
 
-    def encode_piece(self, text: str) -> list[int]:
-        """The ids of a text by itself: nothing is put before it. Raises RequestError."""
-        with _faults():
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+        """The text of a conversation, up to where the model shall answer. Raises RequestError."""
+        return self._render(*self._in_its_words(messages, tools))
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """What a token adds to the text, perhaps part of a character; b"" for a control token or an unknown id."""
-        return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
+    def _in_its_words(
+        self, messages: Sequence[Message], tools: Sequence[Tool]
+    ) -> tuple[Sequence[Message], Sequence[Tool]]:
+        """A conversation that the template can write."""
+        if self._template is None or self._template.takes_tools:
+            return messages, tools
+        return in_words(messages, tools), ()
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        if self._template is None:
+            raise RequestError("this model has no chat template; use the completion endpoint", "messages")
+        for message in messages:
+            _refuse_surrogates(message.role, "messages")
+            _refuse_surrogates(message.content, "messages")
+        text = self._template.render(messages, tools)
+        _refuse_surrogates(text, "messages")
+        return text
+
+    def encode_plain(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """The ids of a text, with or without what the post-processor puts before one. Without `parse_special`, what
+        spells a control token is text. Raises RequestError."""
+        _refuse_surrogates(text, "content")
+        with _faults("content"):
+            if parse_special:
+                ids = self._backend.encode(text, add_special_tokens=False).ids
+            else:
+                (protected,), guard = self._guard.protect([Message("user", text)])
+                ids = self._aliased_tokenizer().encode(protected.content, guard)
+        return self._begun(ids) if add_special else ids
 
     def spell(self, token_id: int) -> bytes:
         """What a token is written as, control tokens included; b"" for an id without a token."""
@@ -158,6 +178,18 @@ class Tokenizer:
     def control_name(self, token_id: int) -> str:
         """How a token that adds nothing to the text is written; "" for every other, and where it has no name."""
         return "" if self.token_bytes(token_id) else self._backend.id_to_token(token_id) or ""
+
+    def describe(self) -> dict[str, Any]:
+        """Special tokens by their names, and the chat template, as tokenizer_config.json has them."""
+        return {
+            **{name: self._special_tokens.get(name) for name in SPECIAL_NAMES},
+            "add_bos_token": bool(self._prefix),
+            "chat_template": self._template.source if self._template is not None else None,
+        }
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to the text, perhaps part of a character; b"" for a control token or an unknown id."""
+        return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens; U+FFFD where they end inside a character."""

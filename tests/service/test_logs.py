@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -36,6 +37,7 @@ def test_a_request_leaves_one_line_with_its_id_and_counts() -> None:
     for part in ("method=POST", "path=/completion", "status=200", "prompt_tokens=11", "completion_tokens=11"):
         assert part in line
     assert "finish=stop" in line
+    assert re.search(r"ttft_ms=\d+\.\d tok_s=\d+\.\d", line)
     assert "secret" not in line
 
 

@@ -64,16 +64,16 @@ class Recorder(Device):
 
     __slots__ = ("launches",)
 
-    def __init__(self, *, dp4a: bool = True, wgmma: bool = True) -> None:
-        super().__init__(torch.device("meta"), 132, dp4a=dp4a, wgmma=wgmma, bf16=True, name="recorder")
+    def __init__(self, *, dp4a: bool = True, wgmma: bool = True, pdl: bool = False) -> None:
+        super().__init__(torch.device("meta"), 132, dp4a=dp4a, wgmma=wgmma, bf16=True, name="recorder", pdl=pdl)
         object.__setattr__(self, "launches", [])
 
     def launch(
         self, kernel: Any, grid: tuple[int, ...], *, num_warps: int, num_stages: int = 1, **arguments: Any
     ) -> None:
         assert all(0 < extent < 65536 or axis == 0 for axis, extent in enumerate(grid)), grid
-        options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False}
-        self.launches.append(Launch(kernel, grid, arguments, options))  # type: ignore[attr-defined]
+        options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False, "launch_pdl": self.pdl}
+        self.launches.append(Launch(kernel, grid, {**arguments, "PDL": self.pdl}, options))  # type: ignore[attr-defined]
 
 
 def build(launch: Launch, target: GPUTarget) -> Any:

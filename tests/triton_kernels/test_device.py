@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import triton_kernels
-from triton_kernels.device import Found, refusal
+from triton_kernels.device import Found, open_device, refusal
 
 H100 = Found(has_triton=True, device_name="NVIDIA H100", capability=(9, 0), is_amd=False)
 
@@ -47,3 +47,7 @@ def test_without_a_gpu_loading_fails_with_that_line() -> None:
 def test_importing_the_package_loads_neither_triton_nor_torch() -> None:
     code = "import sys, triton_kernels; sys.exit('triton' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_launches_do_not_overlap_where_the_hardware_cannot() -> None:
+    assert not open_device(torch.device("cpu"), pdl=True).pdl

@@ -7,39 +7,50 @@ compiler may need a new number, and a change that costs registers has to say so 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.triton_kernels.offline import Launch, Recorder, amd, cuda
+from tests.triton_kernels.offline import Built, Launch, Recorder, amd, cuda
 from triton_kernels.attention import QueryBlocks, paged_attention
 from triton_kernels.cache import RopeTables, new_cache, rope_write_kv
+from triton_kernels.gated import gated_linear
 from triton_kernels.head import Table, head
 from triton_kernels.linear import ternary_linear
 from triton_kernels.pack import Weights, padded
 from triton_kernels.pointwise import embed, gate_quantize, new_quantized, quantize
+from triton_kernels.ranking import sort_keys
+from triton_kernels.rescore import exact_logits
+from triton_kernels.tuning import linear_tile
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 6912, 20, 5, 128, 128256
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def linear(device: Recorder, num_tokens: int, n: int, k: int) -> None:
-    w = Weights(
+def weights(n: int, k: int) -> Weights:
+    return Weights(
         planes=meta(n // 4, padded(k), dtype=torch.int8),
         row_scale=meta(4, n // 4),
         first=meta(n // 4, dtype=torch.int32),
         step=meta(n // 4, dtype=torch.int32),
         num_inputs=k,
     )
+
+
+def linear(device: Recorder, num_tokens: int, n: int, k: int) -> None:
     residual = meta(num_tokens, n) if n == HIDDEN else None
-    ternary_linear(new_quantized(num_tokens, k, device), w, residual, device)
+    ternary_linear(new_quantized(num_tokens, k, device), weights(n, k), residual, device)
+
+
+def gate_and_up(device: Recorder, num_tokens: int) -> None:
+    tile = linear_tile(num_tokens, FFN // 2, HIDDEN, device)
+    gated_linear(new_quantized(num_tokens, HIDDEN, device), weights(2 * FFN, HIDDEN), "relu2", tile, device)
 
 
 def attention(
@@ -61,17 +72,27 @@ def rope(device: Recorder, dtype: str) -> None:
 
 
 def output(device: Recorder, dtype: torch.dtype) -> None:
-    scale = meta(VOCAB) if dtype == torch.int8 else None
-    head(meta(4, HIDDEN), meta(HIDDEN), 1e-5, Table(None, meta(VOCAB, HIDDEN, dtype=dtype), scale, HIDDEN), device)
+    rows = meta(VOCAB, HIDDEN, dtype=dtype)
+    table = (
+        Table(None, None, rows, meta(VOCAB), HIDDEN) if dtype == torch.int8 else Table(None, rows, None, None, HIDDEN)
+    )
+    head(meta(4, HIDDEN), meta(HIDDEN), 1e-5, table, device)
+
+
+def rescored(device: Recorder) -> None:
+    table = Table(None, meta(VOCAB, HIDDEN, dtype=torch.bfloat16), None, None, HIDDEN)
+    exact_logits(meta(4, HIDDEN), meta(HIDDEN), 1e-5, table, meta(4, 104, dtype=torch.int64), device)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One launch of `run`: which kernel, at most how many registers, at least how many of which instructions."""
+    """One launch of `run`: which kernel, at most how many registers a thread and KiB of shared memory a program, at
+    least how many of which instructions."""
 
     run: Callable[[Recorder], None]
     kernel: str
     registers: int
+    shared_kib: int
     sm_80: dict[str, int]
     sm_90: dict[str, int]
     never: tuple[str, ...] = field(default=())
@@ -82,6 +103,7 @@ CASES = {
         lambda device: linear(device, 1, QKV, HIDDEN),
         "gemv_kernel",
         72,
+        1,
         {"IDP": 80, "LDG.E.EF.128": 5, "LDG.E.EL.128": 5},
         {"IDP": 80, "LDG.E.EF.128": 5, "LDG.E.EL.128": 5},
         ("PRMT",),
@@ -90,6 +112,7 @@ CASES = {
         lambda device: linear(device, 1, HIDDEN, FFN),
         "gemv_kernel",
         144,
+        1,
         {"IDP": 224, "LDG.E.EF.128": 14},
         {"IDP": 224, "LDG.E.EF.128": 14},
         ("PRMT",),
@@ -98,6 +121,7 @@ CASES = {
         lambda device: linear(device, 16, QKV, HIDDEN),
         "dot_kernel",
         104,
+        16,
         {"IMMA": 64, "LDGSTS.E.BYPASS.128": 8},
         {"IMMA": 64, "LDGSTS.E.BYPASS.128": 8},
         ("PRMT",),
@@ -106,15 +130,44 @@ CASES = {
         lambda device: linear(device, 16, HIDDEN, FFN),
         "dot_kernel",
         104,
+        16,
         {"IMMA": 64, "LDGSTS.E.BYPASS.128": 8, "RED": 4},
         {"IMMA": 64, "LDGSTS.E.BYPASS.128": 8, "RED": 4},
         ("PRMT",),
     ),
-    "the end of a split K": Case(lambda device: linear(device, 16, HIDDEN, FFN), "finish_kernel", 40, {}, {}),
+    "2 tokens of qkv": Case(
+        lambda device: linear(device, 2, QKV, HIDDEN),
+        "gemv_kernel",
+        64,
+        1,
+        {"IDP": 80, "LDG.E.EF.128": 5, "LDG.E.EL.128": 5},
+        {"IDP": 80, "LDG.E.EF.128": 5, "LDG.E.EL.128": 5},
+        ("PRMT",),
+    ),
+    "64 tokens of down, K split": Case(
+        lambda device: linear(device, 64, HIDDEN, FFN),
+        "dot_kernel",
+        128,
+        40,
+        {"IMMA": 64, "LDGSTS.E.BYPASS.128": 30, "RED": 4},
+        {"IMMA": 64, "LDGSTS.E.BYPASS.128": 30, "RED": 4},
+        ("PRMT",),
+    ),
+    "the end of a split K": Case(lambda device: linear(device, 16, HIDDEN, FFN), "finish_kernel", 40, 0, {}, {}),
     "2048 tokens of gate and up": Case(
         lambda device: linear(device, 2048, 2 * FFN, HIDDEN),
         "dot_kernel",
         248,
+        48,
+        {"IMMA": 128, "LDGSTS.E.BYPASS.128": 12},
+        {"IGMMA": 16, "LDGSTS.E.BYPASS.128": 12},
+        ("PRMT",),
+    ),
+    "2048 tokens of gate and up, multiplied": Case(
+        lambda device: gate_and_up(device, 2048),
+        "gated_kernel",
+        248,
+        48,
         {"IMMA": 128, "LDGSTS.E.BYPASS.128": 12},
         {"IGMMA": 16, "LDGSTS.E.BYPASS.128": 12},
         ("PRMT",),
@@ -123,6 +176,7 @@ CASES = {
         lambda device: quantize(meta(4, HIDDEN), meta(HIDDEN), 1e-5, device),
         "quantize_kernel",
         64,
+        1,
         {"LDG.E.128": 8, "STG.E.128": 1},
         {"LDG.E.128": 8, "STG.E.128": 1},
     ),
@@ -130,6 +184,7 @@ CASES = {
         lambda device: gate_quantize(meta(4, 2 * FFN), meta(FFN), 1e-5, "relu2", device),
         "gate_kernel",
         64,
+        1,
         {"LDG.E.128": 12, "STG.E.128": 1},
         {"LDG.E.128": 12, "STG.E.128": 1},
     ),
@@ -137,50 +192,75 @@ CASES = {
         lambda device: embed(meta(VOCAB, HIDDEN, dtype=torch.bfloat16), meta(4, dtype=torch.int64), HIDDEN, device),
         "embed_kernel",
         32,
+        2,
         {"LDG.E.128": 1, "STG.E.128": 1},
         {"LDG.E.128": 1, "STG.E.128": 1},
     ),
-    "RoPE and cache write": Case(lambda device: rope(device, "bf16"), "rope_kernel", 32, {}, {}),
-    "RoPE and int8 cache write": Case(lambda device: rope(device, "int8"), "rope_kernel", 40, {}, {}),
+    "RoPE and cache write": Case(lambda device: rope(device, "bf16"), "rope_kernel", 32, 0, {}, {}),
+    "RoPE and int8 cache write": Case(lambda device: rope(device, "int8"), "rope_kernel", 40, 0, {}, {}),
     "attention": Case(
         lambda device: attention(device, 256, "bf16"),
         "attention_kernel",
         168,
+        37,
         {"HMMA": 64, "LDGSTS.E.BYPASS.128": 16},
         {"HMMA": 64, "LDGSTS.E.BYPASS.128": 16},
     ),
     "attention over int8 keys": Case(
-        lambda device: attention(device, 256, "int8"), "attention_kernel", 216, {"HMMA": 64}, {"HMMA": 64}
+        lambda device: attention(device, 256, "int8"), "attention_kernel", 216, 29, {"HMMA": 64}, {"HMMA": 64}
     ),
     "attention in parts": Case(
-        lambda device: attention(device, 8, "bf16"), "attention_kernel", 168, {"HMMA": 64}, {"HMMA": 64}
+        lambda device: attention(device, 8, "bf16"), "attention_kernel", 168, 37, {"HMMA": 64}, {"HMMA": 64}
     ),
     "attention with heads of 256": Case(
-        lambda device: attention(device, 256, "bf16", 12, 4, 256), "attention_kernel", 248, {"HMMA": 64}, {"HMMA": 64}
+        lambda device: attention(device, 256, "bf16", 12, 4, 256),
+        "attention_kernel",
+        248,
+        51,
+        {"HMMA": 64},
+        {"HMMA": 64},
     ),
-    "the parts put together": Case(lambda device: attention(device, 8, "bf16"), "merge_kernel", 160, {}, {}),
+    "the parts put together": Case(lambda device: attention(device, 8, "bf16"), "merge_kernel", 160, 1, {}, {}),
     "final norm": Case(
-        lambda device: output(device, torch.bfloat16), "norm_kernel", 64, {"LDG.E.128": 8}, {"LDG.E.128": 8}
+        lambda device: output(device, torch.bfloat16), "norm_kernel", 64, 1, {"LDG.E.128": 8}, {"LDG.E.128": 8}
     ),
     "bf16 head": Case(
         lambda device: output(device, torch.bfloat16),
         "head_kernel",
         168,
+        72,
         {"HMMA": 32, "LDGSTS.E.BYPASS.128": 16},
         {"HGMMA": 4, "LDGSTS.E.BYPASS.128": 16},
+    ),
+    "candidates of the int8 head in bf16": Case(
+        lambda device: rescored(device),
+        "rescore_kernel",
+        168,
+        72,
+        {"HMMA": 32, "LDGSTS.E.BYPASS.128": 8},
+        {"HGMMA": 4, "LDGSTS.E.BYPASS.128": 8},
+    ),
+    "logits and ids as one number": Case(
+        lambda device: sort_keys(meta(4, VOCAB), None, VOCAB, VOCAB, device),
+        "key_kernel",
+        40,
+        4,
+        {"LDG.E.128": 2, "STG.E.128": 4},
+        {"LDG.E.128": 2, "STG.E.128": 4},
     ),
     "int8 head": Case(
         lambda device: output(device, torch.int8),
         "head_kernel",
         96,
+        54,
         {"IMMA": 16, "LDGSTS.E.BYPASS.128": 4},
         {"IGMMA": 4, "LDGSTS.E.BYPASS.128": 4},
     ),
 }
 
 
-def launch_of(case: Case, *, wgmma: bool, dp4a: bool = True) -> Launch:
-    device = Recorder(dp4a=dp4a, wgmma=wgmma)
+def launch_of(case: Case, *, wgmma: bool, dp4a: bool = True, pdl: bool = False) -> Launch:
+    device = Recorder(dp4a=dp4a, wgmma=wgmma, pdl=pdl)
     case.run(device)
     found: Launch = next(launch for launch in device.launches if launch.name == case.kernel)  # type: ignore[attr-defined]
     return found
@@ -190,11 +270,14 @@ def launch_of(case: Case, *, wgmma: bool, dp4a: bool = True) -> Launch:
 @pytest.mark.parametrize("name", CASES)
 def test_the_machine_code_is_what_was_meant(name: str, capability: int) -> None:
     case = CASES[name]
-    built = cuda(launch_of(case, wgmma=capability == 90), capability)
+    check(case, cuda(launch_of(case, wgmma=capability == 90), capability), capability)
+
+
+def check(case: Case, built: Built, capability: int) -> None:
     assert built.stack_bytes == 0, f"{built.stack_bytes} bytes of registers spilled"
     assert built.count("STL") == built.count("LDL") == 0
-    assert built.registers <= case.registers
-    assert built.shared_bytes <= SHARED_LIMIT[capability]
+    assert built.registers <= case.registers, f"{built.registers} registers"
+    assert built.shared_bytes <= 1024 * case.shared_kib, f"{built.shared_bytes} bytes of shared memory"
     for opcode, least in (case.sm_80 if capability == 80 else case.sm_90).items():
         assert built.count(opcode) >= least, f"{opcode}: {built.count(opcode)}"
     for opcode in case.never:
@@ -202,6 +285,50 @@ def test_the_machine_code_is_what_was_meant(name: str, capability: int) -> None:
         assert built.count(opcode) <= 2, f"{opcode}: {built.count(opcode)}"
 
 
-def test_the_linear_compiles_for_amd_matrix_cores() -> None:
-    case = CASES["16 tokens of qkv"]
-    assert "v_mfma_i32_16x16x" in amd(launch_of(case, wgmma=False, dp4a=False), "gfx942")
+FAULTS = {
+    "a tile that spills": ("2048 tokens of gate and up", {"BLOCK_T": 128}, 90, "registers spilled"),
+    "a stage more than there is room for": ("int8 head", {"BLOCK_K": 256}, 90, "bytes of shared memory"),
+    "a tile too flat for warp groups": ("2048 tokens of gate and up", {"BLOCK_P": 32}, 90, "IGMMA: 0"),
+    "words too few for 16-byte loads": ("GEMV of qkv", {"BLOCK_W": 32}, 80, "LDG.E.EF.128: 0"),
+    "no dp4a": ("GEMV of qkv", {"DP4A": False}, 80, "IDP: 0"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_check_of_the_machine_code_finds(name: str) -> None:
+    case_name, changes, capability, said = FAULTS[name]
+    case = CASES[case_name]
+    launch = launch_of(case, wgmma=capability == 90)
+    broken = replace(launch, arguments={**launch.arguments, **changes})
+    with pytest.raises(AssertionError, match=said):
+        check(replace(case, registers=255), cuda(broken, capability), capability)
+
+
+CHAINED = {CASES[name].kernel: name for name in reversed(CASES)}
+
+
+@pytest.mark.parametrize("name", CHAINED.values(), ids=CHAINED.keys())
+def test_a_chained_kernel_waits_before_it_reads_what_another_wrote(name: str) -> None:
+    built = cuda(launch_of(CASES[name], wgmma=True, pdl=True), 90)
+    opcodes = list(built.opcodes)
+    assert built.stack_bytes == 0
+    assert built.count("ACQBULK") >= 1
+    assert built.count("PREEXIT") >= 1
+    before = opcodes[: opcodes.index("ACQBULK")]
+    # only a GEMV asks for something before it waits: weights, which no kernel writes
+    loads = [opcode for opcode in before if opcode.startswith(("LDG", "ST", "RED", "ATOM"))]
+    assert set(loads) <= {"LDG.E.EF.128"}
+    assert bool(loads) == (CASES[name].kernel == "gemv_kernel")
+
+
+@pytest.mark.parametrize(
+    ("name", "product"),
+    [
+        ("16 tokens of qkv", "v_mfma_i32_16x16x"),
+        ("2048 tokens of gate and up, multiplied", "v_mfma_i32_"),
+        ("attention", "v_mfma_f32_"),
+        ("int8 head", "v_mfma_i32_"),
+    ],
+)
+def test_matrix_products_compile_for_amd_matrix_cores(name: str, product: str) -> None:
+    assert product in amd(launch_of(CASES[name], wgmma=False, dp4a=False), "gfx942")

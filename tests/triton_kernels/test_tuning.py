@@ -7,16 +7,23 @@ from pathlib import Path
 import pytest
 
 from tests.triton_kernels.offline import Recorder
+from triton_kernels.device import Device
 from triton_kernels.pack import padded
 from triton_kernels.tuning import (
+    TABLE,
     AttentionTile,
     LinearTile,
     Regime,
     attention_tile,
+    gated_key,
+    gated_tile,
     linear_key,
     linear_tile,
+    overlaps_launches,
     read_table,
     regime,
+    table,
+    token_bucket,
 )
 
 # every K of the families served, in features
@@ -69,3 +76,32 @@ def test_a_measured_row_is_read_back_and_a_malformed_one_is_refused(tmp_path: Pa
         path.write_text(json.dumps({"NVIDIA H100": {key: broken}}))
         with pytest.raises(ValueError, match=r"tuning.json: NVIDIA H100: linear small T16 P640 K2560: needs positive"):
             read_table(path)
+    path.write_text(json.dumps({"NVIDIA H100": {"linaer T1": row}}))
+    with pytest.raises(ValueError, match="linaer T1: must begin with linear, gated, attention, launch"):
+        read_table(path)
+
+
+def test_the_tables_that_are_checked_in_can_be_read() -> None:
+    assert table() == (read_table(TABLE) if TABLE.exists() else {})
+
+
+def test_measured_rows_decide_where_there_are_any() -> None:
+    tuned = {
+        linear_key(Regime.SMALL, 16, 640, 2560): asdict(LinearTile(32, 16, 128, 2, 2, 4)),
+        gated_key(512, 3456, 2560): asdict(LinearTile(64, 64, 128, 1, 8, 4)),
+        "launch": {"in_flight": 2},
+    }
+    bare = Recorder()
+    device = Device(bare.torch_device, 132, dp4a=True, wgmma=True, bf16=True, name="a test", tuned=tuned)
+    assert linear_tile(9, 640, 2560, device) == LinearTile(32, 16, 128, 2, 2, 4) != linear_tile(9, 640, 2560, bare)
+    assert linear_tile(17, 640, 2560, device) == linear_tile(17, 640, 2560, bare)
+    assert gated_tile(300, 3456, 2560, device) == LinearTile(64, 64, 128, 1, 8, 4)
+    assert gated_tile(100, 3456, 2560, device) is None
+    assert gated_tile(300, 3456, 2560, bare) is None
+    assert overlaps_launches(tuned)
+    assert not overlaps_launches({})
+    assert not overlaps_launches({"launch": {"in_flight": 1}})
+
+
+def test_token_buckets_are_few_and_cover_every_number_of_tokens() -> None:
+    assert [token_bucket(n) for n in (1, 3, 64, 65, 128, 129, 2048, 9999)] == [1, 4, 64, 128, 128, 512, 2048, 2048]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -93,6 +95,16 @@ class Client:
     def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
         """Turn the loop until the condition holds."""
         self.run(until(condition, seconds))
+
+
+@contextmanager
+def loading_client() -> Iterator[Client]:
+    """A client of a server whose model is loading until the end of the test."""
+    may_load = threading.Event()
+    with Client(ready=False, before_load=lambda: may_load.wait(20) and None) as client:
+        yield client
+        may_load.set()
+        client.run(client.engine.wait_ready())
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:

@@ -22,6 +22,15 @@ PATHS = [
     ("POST", "/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
+    ("POST", "/v1/responses"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+    ("POST", "/apply-template"),
+    ("GET", "/tokenizer_info"),
+    ("GET", "/props"),
+    ("GET", "/slots"),
+    ("GET", "/metrics"),
+    ("GET", "/docs"),
     ("DELETE", "/health/other"),
 ]
 

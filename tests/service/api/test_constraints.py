@@ -57,7 +57,6 @@ def test_an_answer_satisfies_the_schema(constrained: Client, path: str, field: d
         ({"json_schema": {"const": None}}, "null"),
         ({"structured_outputs": {"json": {"const": "a"}, "regex": None}}, '"a"'),
         ({"structured_outputs": {"json": '{"const": "a"}'}}, '"a"'),
-        ({"structured_outputs": {"json_object": True, "disable_fallback": True}}, "{}"),
         ({"structured_outputs": {"regex": "(ab){3}"}}, "ababab"),
         ({"structured_outputs": {"choice": ['a ::= "\\é😀\n']}}, 'a ::= "\\é😀\n'),
         ({"structured_outputs": {"grammar": 'root ::= "x"'}}, "x"),
@@ -77,6 +76,17 @@ def test_an_answer_matches_the_grammar(constrained: Client, field: dict[str, Any
 def test_what_asks_for_nothing_constrains_nothing(constrained: Client, field: dict[str, Any]) -> None:
     answer = constrained.post("/chat/completions", {**CHAT, "max_tokens": 5, **field}).json()["choices"][0]
     assert (len(answer["message"]["content"]), answer["finish_reason"]) == (5, "length")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"structured_outputs": {"json_object": True, "disable_fallback": True}},
+    ],
+)
+def test_any_object_begins_as_one(constrained: Client, field: dict[str, Any]) -> None:
+    assert constrained.post("/completion", {"prompt": "a", "max_tokens": 2, **field}).json()["content"][0] == "{"
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
@@ -151,6 +161,15 @@ def test_deep_schemas_are_refused(constrained: Client, depth: int) -> None:
         body = '{"messages":[{"role":"user","content":"a"}],' + field.replace("SCHEMA", schema) + "}"
         response = constrained.post("/chat/completions", body.encode())
         assert response.status_code == 400
+
+
+def test_templates_and_token_counts_are_told_of_tools(constrained: Client) -> None:
+    bare = constrained.post("/apply-template", CHAT).json()["prompt"]
+    told = constrained.post("/apply-template", {**CHAT, "tools": [TOOL]}).json()["prompt"]
+    assert "Decide it." in told
+    assert "Decide it." not in bare
+    counts = [constrained.post("/tokenize", {**CHAT, **more}).json()["count"] for more in ({}, {"tools": [TOOL]})]
+    assert counts[1] > counts[0] + 200
 
 
 def call_of(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -75,8 +75,8 @@ def test_an_error_of_a_class_unknown_to_the_table_is_shown_as_its_nearest() -> N
         ("GET", "/v1/models/"),
         ("GET", "/v1/models/other"),
         ("GET", "/v1/models/org/name"),
-        ("GET", "/docs"),
-        ("POST", "/tokenize"),
+        ("GET", "/redoc"),
+        ("POST", "/infill"),
         ("GET", "/../../etc/passwd"),
     ],
 )

@@ -53,16 +53,29 @@ class FakeTokenizer:
     def encode_text(self, text: str, *, begins: bool = True) -> list[int]:
         return [BOS, *text.encode()] if begins else [*text.encode()]
 
-    def encode_piece(self, text: str) -> list[int]:
-        return [*text.encode()]
+    def encode_plain(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """`parse_special` finds "<eos>"."""
+        pieces = text.split("<eos>") if parse_special else [text]
+        token_ids = list(pieces[0].encode())
+        for piece in pieces[1:]:
+            token_ids += [EOS, *piece.encode()]
+        return [BOS] * add_special + token_ids
+
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+        told = in_words(messages, tools)
+        return "".join(f"<{message.role}>{message.content}" for message in told) + "<assistant>"
+
+    def spell(self, token_id: int) -> bytes:
+        names = {BOS: b"<bos>", EOS: b"<eos>", TURN: b"<turn>", COLON: b"<colon>", END: b"<end>"}
+        return names.get(token_id) or bytes([token_id])
+
+    def describe(self) -> dict[str, object]:
+        return {"bos_token": "<bos>", "eos_token": "<eos>", "add_bos_token": True, "chat_template": "a template"}
 
     def token_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < VOCAB_SIZE:
             raise IndexError(token_id)
         return bytes([token_id]) if token_id < 256 else b""
-
-    def spell(self, token_id: int) -> bytes:
-        return self.token_bytes(token_id)
 
     def control_name(self, token_id: int) -> str:
         return CONTROL_NAMES.get(token_id, "")

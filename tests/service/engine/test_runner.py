@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -163,6 +163,20 @@ def test_a_forward_that_raises_is_raised() -> None:
         runner_of(Broken(), RecordingOps()).launch(
             StepPlan((ScheduledRow(request_with([5], [0]), 0, 1, sample=True),), 1)
         )
+
+
+def test_a_warm_up_is_of_the_runners_cache_in_blocks() -> None:
+    asked, seen = [], []
+
+    class WarmModel(RecordingModel):
+        def warm_up(self, *sizes: object) -> Iterator[tuple[int, int]]:
+            assert torch.is_inference_mode_enabled()
+            asked.append(sizes)
+            yield from ((1, 2), (2, 2))
+
+    runner_of(WarmModel(), RecordingOps()).warm_up(16, 9, 512, lambda *progress: seen.append(progress))
+    assert asked == [((9, BLOCK_TOKENS, "bf16"), 16, 3, 512)]
+    assert seen == [(1, 2), (2, 2)]
 
 
 def told_row(tokens: Sequence[int], start: int, count: int, report: Report, *, sample: bool) -> ScheduledRow:

@@ -4,20 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-import triton_kernels
-from benchmarks.gpu_suite import SECTIONS, Bench, run
-from bitnet_model.checkpoint import load_model
+from benchmarks.gpu.bench import Options
+from benchmarks.gpu.sections import SECTIONS, in_this_process
+from benchmarks.gpu_suite import run
 from tools.make_checkpoint import write_checkpoint
+
+SHAPE = {"layers": 1, "hidden": 64, "inter": 96, "heads": 2, "kv_heads": 1, "vocab": 512}
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_the_gpu_suite_runs_through_at_toy_size(tmp_path: Path) -> None:
-    shape = {"layers": 1, "hidden": 64, "inter": 96, "heads": 2, "kv_heads": 1, "vocab": 512}
-    folder = write_checkpoint(tmp_path / "model", "packed", "tiny", **shape)
-    model = load_model(folder, triton_kernels.load("cpu"), head_dtype="bf16")
-    bench = Bench(model, folder, torch.device("cpu"), context=8, prompt=4, batches=(2,), repeat=1)
-    assert run(bench, ["checks", *SECTIONS], tmp_path)
-    for section in ("checks", "limits", *SECTIONS):
-        assert json.loads((tmp_path / f"gpu_{section}.json").read_text())["rows"]
+    folder = write_checkpoint(tmp_path / "model", "packed", "tiny", **SHAPE)
+    options = Options(folder, "cpu", batches=(2,), context=8, prompt=4, repeat=1, streams=(1, 2))
+    assert run(list(SECTIONS), options, in_this_process, tmp_path, "toy")
+    (result,) = tmp_path.glob("gpu-toy-*.json")
+    kept = json.loads(result.read_text())
+    assert {row["section"] for row in kept["rows"]} == set(SECTIONS)
+    assert all(row["ok"] is not False and row["value"] >= 0 for row in kept["rows"])
+    assert [row["case"] for row in kept["rows"] if row["section"] == "checks" and row["ok"] is None] == []

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from tests import oracle
 from triton_kernels.device import open_device
-from triton_kernels.head import head, int8_rows, pack_table, top
+from triton_kernels.head import head, int8_rows, pack_table
+from triton_kernels.ranking import top
+from triton_kernels.rescore import rescored_top
 
 CPU = open_device(torch.device("cpu"))
 RNG = np.random.default_rng(7)
@@ -21,7 +23,7 @@ def random(*shape: int) -> Tensor:
 def test_bf16_logits_are_the_products_of_bf16_operands(num_rows: int, vocab: int, width: int) -> None:
     x, gain, weight = random(num_rows, width), random(width), random(vocab, width).to(torch.bfloat16)
     table = pack_table(weight, embedding=True, head_dtype="bf16", device=CPU)
-    assert table.head is table.embedding
+    assert table.exact is table.embedding
     got = head(x, gain, 1e-5, table, CPU)
     y = oracle.bf16(oracle.rms_norm(x.numpy(), gain.numpy(), 1e-5))
     # a value of y next to a rounding boundary may go either way: half of a bf16 step times one weight
@@ -56,11 +58,42 @@ def test_int8_logits_are_exact_sums_of_codes() -> None:
     np.testing.assert_allclose(head(x, gain, 1e-5, table, CPU).numpy(), wanted, rtol=0, atol=0.2)
 
 
+def test_rescored_candidates_have_the_ids_and_bits_of_the_bf16_head() -> None:
+    x, gain, weight = random(3, 100), random(100), random(300, 100)
+    extra = torch.tensor([[7, -1], [299, 0], [-1, -1]])
+    plain = pack_table(weight, embedding=False, head_dtype="bf16", device=CPU)
+    both = pack_table(weight, embedding=False, head_dtype="int8-rescore", device=CPU)
+    assert both.is_rescored
+    assert not plain.is_rescored
+    logits = head(x, gain, 1e-5, plain, CPU)
+    assert torch.equal(head(x, gain, 1e-5, both, CPU), logits)
+    for k in (1, 40, 400):
+        ids, values = rescored_top(x, gain, 1e-5, both, k, extra, CPU)
+        wanted_ids, wanted = top(logits, k, extra, CPU)
+        assert torch.equal(ids, wanted_ids)
+        assert torch.equal(values, wanted)
+    with pytest.raises(ValueError, match="without a bf16 head"):
+        rescored_top(x, gain, 1e-5, pack_table(weight, embedding=False, head_dtype="int8", device=CPU), 1, extra, CPU)
+
+
+def test_int8_alone_would_choose_another_token_where_two_are_close() -> None:
+    # what is below half a code of a row is nothing to int8: it takes the lower id, and bf16 knows better
+    weight = torch.zeros(2, 64)
+    weight[:, 0], weight[1, 1:] = 127, 0.4
+    x, gain, extra = torch.ones(1, 64), torch.ones(64), torch.empty(1, 0, dtype=torch.int64)
+    rough = pack_table(weight, embedding=False, head_dtype="int8", device=CPU)
+    both = pack_table(weight, embedding=False, head_dtype="int8-rescore", device=CPU)
+    best = top(head(x, gain, 1e-5, both, CPU), 1, extra, CPU)[0]
+    assert best.tolist() == [[1]]
+    assert torch.equal(rescored_top(x, gain, 1e-5, both, 1, extra, CPU)[0], best)
+    assert top(head(x, gain, 1e-5, rough, CPU), 1, extra, CPU)[0].tolist() == [[0]]
+
+
 def test_ties_go_to_the_lower_id_and_extras_follow() -> None:
     logits = torch.tensor([[1.0, 3.0, -2.0, 3.0, -0.0, 0.0, -torch.inf], [5.0, 5.0, 5.0, -1.0, 5.0, 6.0, -7.0]])
     extra = torch.tensor([[2, -1], [-1, 6]])
     for k in (1, 3, 6, 9):
-        ids, values = top(logits, k, extra)
+        ids, values = top(logits, k, extra, CPU)
         wanted_ids, wanted = oracle.top_k(logits.numpy(), k, extra.numpy())
         np.testing.assert_array_equal(ids.numpy(), wanted_ids)
         np.testing.assert_array_equal(values.numpy(), wanted)
@@ -68,7 +101,7 @@ def test_ties_go_to_the_lower_id_and_extras_follow() -> None:
 
 def test_top_of_random_logits_is_a_full_sort() -> None:
     logits = (random(4, 300) * 4).round()
-    ids, values = top(logits, 40, torch.empty(4, 0, dtype=torch.int64))
+    ids, values = top(logits, 40, torch.empty(4, 0, dtype=torch.int64), CPU)
     wanted_ids, wanted = oracle.top_k(logits.numpy(), 40, np.empty((4, 0), np.int64))
     np.testing.assert_array_equal(ids.numpy(), wanted_ids)
     np.testing.assert_array_equal(values.numpy(), wanted)
@@ -76,13 +109,13 @@ def test_top_of_random_logits_is_a_full_sort() -> None:
 
 def test_nan_is_seen_first() -> None:
     for bad in (torch.nan, -torch.nan):
-        ids, values = top(torch.tensor([[1.0, torch.inf, bad]]), 1, torch.empty(1, 0, dtype=torch.int64))
+        ids, values = top(torch.tensor([[1.0, torch.inf, bad]]), 1, torch.empty(1, 0, dtype=torch.int64), CPU)
         assert ids.tolist() == [[2]]
         assert values.isnan().all()
 
 
 def test_what_cannot_be_packed_or_used_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="bf16 or int8, not 'fp4'"):
+    with pytest.raises(ValueError, match="bf16 or int8 or int8-rescore, not 'fp4'"):
         pack_table(random(4, 8), embedding=True, head_dtype="fp4", device=CPU)
     with pytest.raises(ValueError, match=r"not torch.float16 \[4, 8\]"):
         pack_table(random(4, 8).half(), embedding=True, head_dtype=None, device=CPU)

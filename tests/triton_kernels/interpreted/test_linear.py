@@ -9,9 +9,11 @@ from torch import Tensor
 
 from tests import oracle
 from triton_kernels.device import open_device
-from triton_kernels.linear import gemv, matmul, ternary_linear
+from triton_kernels.gated import gated_linear
+from triton_kernels.gemv import gemv
+from triton_kernels.linear import matmul, ternary_linear
 from triton_kernels.pack import K_ALIGN, Weights, pack, padded
-from triton_kernels.pointwise import Quantized
+from triton_kernels.pointwise import Quantized, gate_quantize, quantize
 from triton_kernels.tuning import LinearTile
 
 CPU = open_device(torch.device("cpu"))
@@ -83,6 +85,31 @@ def test_every_form_and_tile_gives_the_same_bits() -> None:
         out = outputs(2, w)
         gemv(out, q, w, None, LinearTile(packed_rows, 1, depth, 1, 4, 1), CPU)
         np.testing.assert_array_equal(out.numpy(), oracle.linear(codes, scale, ternary, row_scale))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the sigmoid of large sums overflows to the zero it is
+@pytest.mark.parametrize("act", ["relu2", "silu"])
+def test_a_gate_in_the_epilogue_gives_the_bits_of_a_gate_afterwards(act: str) -> None:
+    w, *_ = packed([52, 52], 256)
+    gain = torch.from_numpy(random(52))
+    for num_tokens, tile in ((3, TILES[0]), (17, TILES[1]), (0, TILES[0])):
+        q, *_ = quantized(num_tokens, 256)
+        wanted = gate_quantize(ternary_linear(q, w, None, CPU), gain, 1e-5, act, CPU)
+        got = quantize(gated_linear(q, w, act, tile, CPU), gain, 1e-5, CPU)
+        for mine, theirs in ((got.codes, wanted.codes), (got.scale, wanted.scale), (got.code_sum, wanted.code_sum)):
+            assert torch.equal(mine, theirs)
+
+
+def test_a_gate_in_the_epilogue_refuses_what_does_not_fit_with_the_numbers() -> None:
+    q, *_ = quantized(2, 256)
+    with pytest.raises(ValueError, match="equal segments, not 3 packed rows"):
+        gated_linear(q, packed([12], 256)[0], "relu2", TILES[0], CPU)
+    with pytest.raises(ValueError, match="K = 128 inputs, the codes have K = 256"):
+        gated_linear(q, packed([8], 128)[0], "relu2", TILES[0], CPU)
+    with pytest.raises(ValueError, match="K = 256 cannot be cut into one part"):
+        gated_linear(q, packed([8], 256)[0], "relu2", TILES[2], CPU)
+    with pytest.raises(ValueError, match="not 'gelu'"):
+        gated_linear(q, packed([8], 256)[0], "gelu", TILES[0], CPU)
 
 
 def test_the_largest_sums_do_not_overflow() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.triton_kernels.fake_capture import FakeCapture
 from tools.make_checkpoint import write_checkpoint
 from triton_kernels.cache import bytes_per_token
 from triton_kernels.device import open_device
+from triton_kernels.tuning import LinearTile, gated_key, gated_tile
 from triton_kernels.wing import TritonWing
 
 PROMPT = [(17 * i + 3) % 490 for i in range(9)]
@@ -81,6 +83,9 @@ def test_the_whole_step_and_the_verbs_agree_bit_for_bit(folder: Path) -> None:
     capture = FakeCapture()
     wing = TritonWing(open_device(torch.device("cpu")), "a test", lambda: capture)
     captured = load_model(folder, wing, head_dtype="bf16")
+    assert [done for done, _ in captured.warm_up(captured.new_cache(1, BLOCK_TOKENS, "bf16"), 1, 1, 16)][-1] == 4
+    # one decode step, and the head with and without a penalty window
+    assert (capture.num_captures, capture.num_replays) == (3, 2)
     rows = []
     for one in (verbs, captured):
         traffic, row = prefilled(one, OTHER)
@@ -90,7 +95,33 @@ def test_the_whole_step_and_the_verbs_agree_bit_for_bit(folder: Path) -> None:
             traffic.step(work)
         rows.append(torch.cat([*row.hidden, *second.hidden]))
     assert torch.equal(*rows)
-    assert (capture.num_captures, capture.num_replays) == (2, 3)
+    assert (capture.num_captures, capture.num_replays) == (5, 5)
+
+
+@pytest.mark.parametrize("folder", ["packed"], indirect=True)
+def test_a_warm_up_touches_no_slot(model: Model) -> None:
+    cache = model.new_cache(2, BLOCK_TOKENS, "bf16")
+    steps = list(model.warm_up(cache, 2, 2, 16))
+    assert [done for done, _ in steps] == list(range(1, steps[-1][1] + 1))
+    assert not any(tensor.any() for tensor in cache.tensors)
+
+
+@pytest.mark.parametrize("folder", ["packed"], indirect=True)
+def test_a_measured_row_puts_the_gate_into_the_epilogue_and_moves_no_bit(model: Model) -> None:
+    wing, layer = model.ops, model.plan.layers[0]
+    h = wing.norm_quantize(torch.randn(3, 64, generator=torch.Generator().manual_seed(2)), layer.ffn_gain, 1e-5)
+    key = gated_key(4, layer.gate_up.num_packed, layer.gate_up.padded_k)
+    rows = {key: asdict(LinearTile(16, 16, 128, 1, 4, 1))}
+    devices = [open_device(torch.device("cpu"), tuned=tuned) for tuned in ({}, rows)]
+    assert [gated_tile(3, layer.gate_up.num_packed, layer.gate_up.padded_k, device) for device in devices] == [
+        None,
+        LinearTile(16, 16, 128, 1, 4, 1),
+    ]
+    plain, fused = (
+        TritonWing(device, "a test").gate(h, layer.gate_up, layer.ffn_sub_gain, 1e-5, "relu2") for device in devices
+    )
+    assert torch.equal(plain.codes, fused.codes)
+    assert torch.equal(plain.scale, fused.scale)
 
 
 def test_the_best_logits_are_those_of_all_logits(model: Model) -> None:

@@ -56,11 +56,30 @@ class DenseModel:
 
         return step
 
-    def layer(self, x: Tensor, weights: list[Tensor], keys: Tensor, values: Tensor) -> Tensor:
+    def prefill(self, num_tokens: int) -> Callable[[], Tensor]:
+        """A prompt in one step: the best token after it."""
+        start = self.random(num_tokens, self.shape.linears[0][1])
+        pages = (1, self.shape.num_kv_heads, num_tokens, self.shape.head_dim)
+        keys, values = self.random(*pages), self.random(*pages)
+
+        def step() -> Tensor:
+            x = start
+            for weights in self.layers:
+                x = self.layer(x, weights, keys, values, is_prompt=True)
+            return functional.linear(normed(x[-1:]), self.head).argmax(-1)
+
+        return step
+
+    def layer(self, x: Tensor, weights: list[Tensor], keys: Tensor, values: Tensor, is_prompt: bool = False) -> Tensor:
+        """Rows of one token each over caches of their own, or the tokens of one prompt."""
         qkv, o, gate_up, down = weights
-        q = functional.linear(normed(x), qkv)[:, : self.shape.num_heads * self.shape.head_dim]
-        q = q.reshape(len(x), self.shape.num_heads, 1, self.shape.head_dim)
-        attended = functional.scaled_dot_product_attention(q, keys, values, enable_gqa=True)
+        heads, size = self.shape.num_heads, self.shape.head_dim
+        q = functional.linear(normed(x), qkv)[:, : heads * size].reshape(len(x), heads, 1, size)
+        if is_prompt:
+            q = q.transpose(0, 2)
+        attended = functional.scaled_dot_product_attention(q, keys, values, is_causal=is_prompt, enable_gqa=True)
+        if is_prompt:
+            attended = attended.transpose(0, 2)
         x = x + functional.linear(attended.reshape(len(x), -1), o)
         gate, up = functional.linear(normed(x), gate_up).chunk(2, -1)
         return x + functional.linear(functional.relu(gate).square() * up, down)

@@ -1,0 +1,149 @@
+"""Is it right on this device? Every verb against the oracle, whole steps against each other and the CPU wing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+import cpu_fallback
+from benchmarks.gpu.bench import BLOCK_TOKENS, Figure, Options, batch_of, equal, open_bench, random_ids
+from bitnet_model.checkpoint import load_model
+from bitnet_model.model import Model
+from bitnet_model.ops import CacheDtype, Ops
+from tests import oracle
+
+LARGE, SMALL = (150, 40, 1000), (40, 5, 130)
+"""Tokens, queries among them, and words of the vocabulary of what is checked verb by verb."""
+
+
+def checks(options: Options) -> Iterator[Figure]:
+    """Exact sums first: a wrong mask, scale or tile ends here."""
+    model = options.load()
+    shapes, lengths = (((40, 96), (640, 2560)), (1, 2, 3, 17, 65, 300)) if options.on_gpu else (((40, 96),), (1, 3))
+    for n, k in shapes:
+        for tokens in lengths:
+            yield exact_sums(model.ops, n, k, tokens)
+    yield from verbs(model.ops, *(LARGE if options.on_gpu else SMALL))
+    for dtype in ("bf16", "int8"):
+        yield same_bits(model, options, dtype)  # type: ignore[arg-type]
+    yield cpu_wing(model, options)
+
+
+def exact_sums(ops: Ops, n: int, k: int, tokens: int) -> Figure:
+    """The integer sums behind the outputs: with scales of one, outputs are the sums themselves."""
+    rng = np.random.default_rng(n + tokens)
+    ternary = rng.integers(-1, 2, (n, k))
+    planes = torch.from_numpy(oracle.plane_bytes(ternary))
+    codes = torch.from_numpy(rng.integers(-126, 127, (tokens, k)))
+    codes[:, 0] = 127  # then the scale is one
+    got = ops.ternary_linear(ops.quantize(codes.float()), ops.pack([(planes, torch.ones(n))]))
+    wrong = int((got.cpu() != (codes @ torch.from_numpy(ternary).T).float()).sum())
+    return Figure(f"integer sums {n}x{k}, T {tokens}: wrong", wrong, "outputs", ok=wrong == 0)
+
+
+def verbs(ops: Ops, count: int, queries: int, vocab: int) -> Iterator[Figure]:
+    """Largest distance of each verb from its definition in float64, on odd shapes; the limit is fp32 rounding."""
+    rng = np.random.default_rng(9)
+    x, gain = rng.standard_normal((5, 200)).astype(np.float32), rng.standard_normal(200).astype(np.float32)
+    planes = torch.from_numpy(oracle.plane_bytes(np.eye(200, dtype=np.int64)))
+    identity = ops.pack([(planes, torch.ones(200))])  # makes a wing's codes visible, times their scale
+    for name, quantized, wanted in (
+        ("quantize", ops.quantize(torch.from_numpy(x)), x),
+        (
+            "norm, quantize",
+            ops.norm_quantize(torch.from_numpy(x), torch.from_numpy(gain), 1e-5),
+            oracle.rms_norm(x, gain, 1e-5),
+        ),
+    ):
+        scale = np.abs(wanted).max(1, keepdims=True) / 127
+        yield distance(name, ops.ternary_linear(quantized, identity).cpu().numpy() / scale, wanted / scale, 0.501)
+    gate_up = rng.standard_normal((5, 400)).astype(np.float32)
+    for act in ("relu2", "silu"):
+        product = oracle.gate(gate_up, act)
+        scale = np.abs(product).max(1, keepdims=True) / 127
+        q = ops.gate_norm_quantize(torch.from_numpy(gate_up), None, 1e-5, act)  # type: ignore[arg-type]
+        yield distance(f"gate {act}", ops.ternary_linear(q, identity).cpu().numpy() / scale, product / scale, 0.501)
+    yield from attention(ops, rng, count, queries)
+    yield head(ops, rng, vocab)
+
+
+def attention(ops: Ops, rng: np.random.Generator, count: int, queries: int) -> Iterator[Figure]:
+    """RoPE, cache and attention together: a prompt whose last tokens are attended from."""
+    heads, kv_heads, size = 4, 2, 64
+    tables = ops.rope_tables(size, 10000.0, None, count)
+    qkv = rng.standard_normal((count, heads + 2 * kv_heads, size)).astype(np.float32)
+    turned = oracle.rope(qkv, list(range(count)), 10000.0)
+    keys, values = (oracle.bf16(part) for part in (turned[:, heads:-kv_heads], qkv[:, -kv_heads:]))
+    wanted = oracle.attention(
+        turned[-queries:, :heads].astype(np.float32), keys.astype(np.float32), values.astype(np.float32)
+    )
+    at = torch.arange(count)
+    blocks = -(-count // BLOCK_TOKENS)
+    for dtype, limit in (("bf16", 0.02), ("int8", 0.05)):
+        cache = ops.new_cache(1, blocks, BLOCK_TOKENS, kv_heads, size, dtype)  # type: ignore[arg-type]
+        q = ops.rope_write_kv(torch.from_numpy(qkv.reshape(count, -1)), at, tables, cache, 0, at)
+        got = ops.paged_attention(
+            q[-queries:].contiguous(),
+            cache,
+            0,
+            torch.arange(blocks, dtype=torch.int32)[None],
+            torch.tensor([count], dtype=torch.int32),
+            torch.tensor([0, queries], dtype=torch.int32),
+        )
+        yield distance(f"RoPE and attention, {dtype} cache", got.cpu().numpy(), wanted, limit)
+
+
+def head(ops: Ops, rng: np.random.Generator, vocab: int) -> Figure:
+    """The tokens that int8 finds and bf16 scores are those of the bf16 head, with its bits."""
+    x, gain, weight = (
+        torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) for shape in ((3, 200), (200,), (vocab, 200))
+    )
+    tables = [ops.pack_table(weight, embedding=False, head_dtype=dtype) for dtype in ("bf16", "int8-rescore")]
+    extra = torch.tensor([[5, -1]] * 3)
+    exact, rescored = (ops.head_topk(x, gain, 1e-5, table, 40, extra) for table in tables)
+    same = equal(exact[0], rescored[0]) and equal(exact[1], rescored[1])
+    return Figure("int8-rescore head equals the bf16 head", float(same), "of 1", ok=same)
+
+
+def distance(name: str, got: oracle.F64, wanted: oracle.F64, limit: float) -> Figure:
+    worst = float(np.abs(got - wanted).max())
+    return Figure(f"{name}: largest distance from float64", worst, "", least=limit, ok=worst <= limit)
+
+
+def same_bits(model: Model, options: Options, dtype: CacheDtype) -> Figure:
+    """One row as a prefill alone, and in chunks and single tokens in ever smaller company."""
+    count, singles, blocks = (70, 6, 3) if options.on_gpu else (6, 1, 1)
+    ids = random_ids(count, model.config.vocab_size)
+    other = ids.flip(0)
+    whole = model.forward(batch_of([(ids, 0)], blocks), model.new_cache(4 * blocks, BLOCK_TOKENS, dtype))
+    cache = model.new_cache(8 * blocks, BLOCK_TOKENS, dtype)
+    parts = [model.forward(batch_of([(ids[:-singles], 0), (other, 0)], blocks), cache)[: count - singles]]
+    for at in range(count - singles, count):
+        step = [(ids[at : at + 1], at), *[(other[:1], at)] * (count - 1 - at)]
+        parts.append(model.forward(batch_of(step, blocks), cache)[:1].clone())
+    same = equal(torch.cat(parts), whole)
+    return Figure(f"same bits in any batch and chunk, {dtype} cache", float(same), "of 1", ok=same)
+
+
+def cpu_wing(model: Model, options: Options) -> Figure:
+    """Hidden states of both wings: one code that rounds the other way is a small step, a wrong kernel is not."""
+    count = 70 if options.on_gpu else 6
+    blocks = -(-count // BLOCK_TOKENS)
+    ids = random_ids(count, model.config.vocab_size)
+    cpu = load_model(options.folder, cpu_fallback.load("torch", None), head_dtype="int8")
+    ours, theirs = (
+        one.forward(batch_of([(ids, 0)], blocks), one.new_cache(blocks, BLOCK_TOKENS, "bf16")).cpu()
+        for one in (model, cpu)
+    )
+    error = float((ours - theirs).square().mean().sqrt() / theirs.std())
+    return Figure("hidden states of the CPU wing: rms difference / std", error, "", least=0.05, ok=error < 0.05)
+
+
+def limits(options: Options) -> Iterator[Figure]:
+    """What the card reaches by torch's own kernels, and what a launch costs inside a graph."""
+    bench = open_bench(options)
+    yield Figure("copy", bench.bytes_per_s / 1e9, "GB/s")
+    yield Figure("int8 products", bench.int8_per_s / 1e12, "T/s")
+    yield Figure("bf16 products", bench.bf16_per_s / 1e12, "T/s")

@@ -1,0 +1,98 @@
+"""Whole steps: decode from token ids on the host to the best token of each row on the host, and one long prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.bench import (
+    BLOCK_TOKENS,
+    Bench,
+    Figure,
+    Options,
+    batch_of,
+    decode_batch,
+    kv_bytes,
+    num_weights,
+    open_bench,
+    random_ids,
+)
+from benchmarks.gpu.kernels import head_seconds
+from bitnet_model.batch import ForwardBatch
+from bitnet_model.model import Model
+
+# what an H200 should reach and what is aimed for with the 2B-4T shape at 1k context, by (KV dtype, batch), in tok/s
+TARGETS = {
+    ("bf16", 1): (1500, 2000),
+    ("bf16", 32): (18_000, 25_000),
+    ("bf16", 256): (28_000, 35_000),
+    ("int8", 256): (28_000, 55_000),
+}
+PREFILL_TARGET_MS = (15, 10)
+
+
+def steps(options: Options) -> Iterator[Figure]:
+    """Decode steps at each batch with both caches, and 2048 tokens of a prompt."""
+    bench, model = open_bench(options), options.load()
+    for dtype in ("bf16", "int8"):
+        for num_rows in options.batches:
+            yield decode_step(bench, model, dtype, num_rows, f"{dtype} cache, batch {num_rows}")
+    yield prefill(bench, model)
+
+
+def variants(options: Options) -> Iterator[Figure]:
+    """The same with other heads and with overlapping launches, where they may pay: at small batch."""
+    bench = open_bench(options)
+    for head_dtype, pdl in (("int8-rescore", False), ("bf16", True), ("int8-rescore", True)):
+        model = options.load(head_dtype=head_dtype, pdl=pdl)
+        for num_rows in options.batches[:2]:
+            case = f"{head_dtype} head, pdl {pdl}, batch {num_rows}"
+            yield decode_step(bench, model, "bf16", num_rows, case, head_dtype)
+
+
+def decode_step(bench: Bench, model: Model, dtype: str, num_rows: int, case: str, head_dtype: str = "bf16") -> Figure:
+    options = bench.options
+    batch, blocks = decode_batch(num_rows, options.context, model.config.vocab_size)
+    cache = model.new_cache(blocks, BLOCK_TOKENS, dtype)  # type: ignore[arg-type]
+    taken = bench.seconds(partial(best_tokens, model, batch, cache))
+    bound = step_seconds(bench, model, dtype, head_dtype, num_rows)
+    wanted = TARGETS.get((dtype, num_rows)) if is_the_target(model, options) else None
+    least, aim = wanted or (None, None)
+    return Figure(case, num_rows / taken, "tok/s", num_rows / bound, least, aim)
+
+
+def step_seconds(bench: Bench, model: Model, dtype: str, head_dtype: str, num_rows: int) -> float:
+    """The time of a perfect step: linears, head and cache one after the other, each at the card's limits."""
+    plan, config = model.plan, model.config
+    weights = num_weights(plan)
+    linears = max(weights / 4 / bench.bytes_per_s, 2 * num_rows * weights / bench.int8_per_s)
+    head = head_seconds(bench, head_dtype, num_rows, config.vocab_size, config.hidden_size)
+    cache = num_rows * kv_bytes(plan, bench.options.context, dtype) * len(plan.layers) / bench.bytes_per_s
+    return linears + head + cache
+
+
+def best_tokens(model: Model, batch: ForwardBatch, cache: Any) -> Tensor:
+    """One step, until the best token of each row is on the host."""
+    extra = torch.empty(len(batch.logit_rows), 0, dtype=torch.int64)
+    return model.top_logits(model.forward(batch, cache), 1, extra)[0].cpu()
+
+
+def prefill(bench: Bench, model: Model) -> Figure:
+    """One prompt in one step, until its first token is on the host."""
+    prompt = bench.options.prompt
+    batch = batch_of([(random_ids(prompt, model.config.vocab_size), 0)], -(-prompt // BLOCK_TOKENS))
+    cache = model.new_cache(batch.block_tables.shape[1], BLOCK_TOKENS, "bf16")
+    last = dataclasses.replace(batch, logit_rows=batch.logit_rows[-1:])
+    taken = bench.seconds(partial(best_tokens, model, last, cache))
+    bound = 2 * prompt * num_weights(model.plan) / bench.int8_per_s
+    wanted = PREFILL_TARGET_MS if is_the_target(model, bench.options) and prompt == 2048 else (None, None)
+    return Figure(f"prompt of {prompt} tokens", taken * 1e3, "ms", bound * 1e3, *wanted)
+
+
+def is_the_target(model: Model, options: Options) -> bool:
+    return model.config.hidden_size == 2560 and len(model.plan.layers) == 30 and options.context == 1024

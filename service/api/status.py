@@ -1,0 +1,103 @@
+"""/props, /slots and /metrics: what this server is and what it is doing. Never what anybody asked it.
+
+llama.cpp's shapes for the first two. A slot is a place in the batch, as there; here the context is not divided among
+them.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api.exchange import service_of
+from service.api.openapi import COMMON, UNAVAILABLE
+from service.api.parameters import generation_settings, read_limits, read_sampling
+from service.api.schemas import Generation
+from service.engine.engine import Progress
+from service.engine.errors import QueueFull
+from service.metrics import CONTENT_TYPE
+
+router = APIRouter(tags=["system"])
+SILENT = Generation.model_validate({})  # a request that asks for nothing
+
+
+@router.get("/props", summary="The model, its defaults and its template", responses={**COMMON, **UNAVAILABLE})
+async def props(request: Request) -> dict[str, Any]:
+    service = service_of(request)
+    engine, info = service.engine, service.engine.info
+    facts = await engine.with_tokenizer(lambda tools: tools.describe())
+    limits = read_limits(SILENT, info, service.settings)
+    params = read_sampling(SILENT, limits, info, service.settings)
+    defaults = {**generation_settings(params, limits, info), "seed": service.settings.default_seed}
+    return {
+        "default_generation_settings": {"params": defaults, "n_ctx": info.n_ctx},
+        "total_slots": info.max_running,
+        "model_alias": info.model_id,
+        "model_path": info.model_id,
+        "n_ctx_max": info.n_ctx_max,
+        "kv_tokens": info.kv_tokens,
+        "vocab_size": info.vocab_size,
+        "chat_template": facts["chat_template"] or "",
+        "bos_token": facts["bos_token"] or "",
+        "eos_token": facts["eos_token"] or "",
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"bitnet-serve {version('bitnet-serve')}",
+        "is_sleeping": False,
+    }
+
+
+@router.get(
+    "/slots",
+    summary="What is running, without its text",
+    responses={**COMMON, **UNAVAILABLE},
+    openapi_extra={
+        "parameters": [
+            {
+                "name": "fail_on_no_slot",
+                "in": "query",
+                "description": "1 answers 503 while no slot is free",
+                "schema": {"type": "string", "enum": ["0", "1"]},
+            }
+        ]
+    },
+)
+async def slots(request: Request) -> list[dict[str, Any]]:
+    engine = service_of(request).engine
+    engine.raise_if_unavailable()
+    info, running = engine.info, engine.progress()
+    if request.query_params.get("fail_on_no_slot") == "1" and len(running) >= info.max_running:
+        raise QueueFull(info.max_running)
+    idle = range(len(running), info.max_running)
+    return [_busy(i, progress) for i, progress in enumerate(running)] + [_idle(i, info.n_ctx) for i in idle]
+
+
+def _idle(slot: int, n_ctx: int) -> dict[str, Any]:
+    return {"id": slot, "n_ctx": n_ctx, "speculative": False, "is_processing": False}
+
+
+def _busy(slot: int, progress: Progress) -> dict[str, Any]:
+    return {
+        **_idle(slot, progress.n_ctx),
+        "is_processing": True,
+        "generation": progress.id.partition("/")[0],
+        "n_prompt_tokens": progress.num_prompt,
+        "n_prompt_tokens_processed": min(progress.num_computed, progress.num_prompt),
+        "n_prompt_tokens_cache": progress.num_cached,
+        "next_token": [{"n_decoded": progress.num_generated, "n_remain": progress.num_left}],
+    }
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    responses={
+        200: {"description": "the text form", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **COMMON,
+    },
+    response_class=Response,
+)
+async def metrics(request: Request) -> Response:
+    return Response(service_of(request).metrics.exposition(), media_type=CONTENT_TYPE)

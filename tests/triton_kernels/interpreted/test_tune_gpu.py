@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tools.tune_gpu import Tuner, tune
+from tools.tuning_candidates import attention_candidates, choose, gated_candidates, linear_candidates
+from triton_kernels.device import INTERPRETER, open_device
+from triton_kernels.pack import padded
+from triton_kernels.tuning import AttentionTile, LinearTile, Regime, linear_key, linear_tile, read_table
+
+CPU = open_device(torch.device("cpu"))
+A, B, C = (LinearTile(packed, 16, 128, 1, 4, 3) for packed in (16, 32, 64))
+
+
+def timer(*times: float) -> Callable[[Callable[[], Tensor]], float]:
+    """Runs the first work it is given, and says these times in turn, the last one for ever."""
+    left: Iterator[float] = itertools.chain(times, itertools.repeat(times[-1]))
+    first = [True]
+
+    def time_of(work: Callable[[], Tensor]) -> float:
+        if first.pop() if first else False:
+            work()
+        return next(left)
+
+    return time_of
+
+
+def tuner(*times: float, again: bool = False) -> Tuner:
+    return Tuner(CPU, "tiny", timer(*times), time.monotonic() + 100, again, buckets=(4, 4, 4))
+
+
+def test_the_fastest_tile_wins_and_the_heuristic_keeps_what_is_not_clearly_faster() -> None:
+    times = {A: 10.0, B: 9.0, C: 9.9}
+    winner = choose(A, iter([A, B, C]), times.__getitem__)
+    assert winner is not None
+    assert (winner.tile, winner.seconds, winner.heuristic_seconds) == (B, 9.0, 10.0)
+    winner = choose(A, iter([C]), times.__getitem__)
+    assert winner is not None
+    assert (winner.tile, winner.seconds) == (A, 10.0)
+
+
+def test_what_does_not_run_here_is_passed_over() -> None:
+    winner = choose(A, iter([B, C]), lambda tile: None if tile != C else 3.0)
+    assert winner is not None
+    assert winner.tile == C
+    assert choose(A, iter([B]), lambda tile: None) is None
+
+
+def test_every_candidate_fits_its_shape() -> None:
+    for k in map(padded, (1536, 2560, 5460, 6912, 23040)):
+        for form, bucket in ((Regime.GEMV, 1), (Regime.SMALL, 16), (Regime.PREFILL, 512)):
+            tiles = list(linear_candidates(form, bucket, k))
+            assert len(set(tiles)) == len(tiles) > 5
+            assert form is Regime.GEMV or all(k % (tile.depth * tile.split_k) == 0 for tile in tiles)
+            assert all(tile.split_k == 1 for tile in gated_candidates(form, bucket, k))
+    assert all(
+        tile.split % tile.keys == 0 and tile.rows >= 16
+        for tile in attention_candidates(AttentionTile(32, 32, 128, 4, 3))
+    )
+
+
+def test_winners_are_written_as_the_wing_reads_them_and_a_second_call_goes_on_where_the_first_ended(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "tuning.json"
+    tune(tuner(2.0, 1.0, 3.0), ["linear"], path)
+    rows = read_table(path)[INTERPRETER]
+    key = linear_key(Regime.SMALL, 4, 64, 128)
+    assert set(rows) >= {key, linear_key(Regime.SMALL, 4, 32, 384)}
+    found = linear_tile(4, 64, 128, open_device(torch.device("cpu"), tuned=rows))
+    assert rows[key] == {name: getattr(found, name) for name in rows[key]}
+    before = path.read_text()
+    tune(tuner(5.0, 0.1), ["linear"], path)
+    assert path.read_text() == before
+    tune(tuner(5.0, 0.1, 9.0, again=True), ["linear"], path)
+    assert path.read_text() != before
+
+
+def test_the_gate_gets_a_row_only_where_it_pays_and_attention_gets_one(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.json"
+    tune(tuner(1.0, 2.0), ["gated"], path)
+    assert read_table(path) == {INTERPRETER: {}}
+    tune(tuner(2.0, 1.0), ["gated", "attention"], path)
+    assert [key.split()[0] for key in read_table(path)[INTERPRETER]] == ["attention", "gated"]
+
+
+def test_a_tile_that_raises_is_no_winner() -> None:
+    def fails(work: Callable[[], Tensor]) -> float:
+        raise RuntimeError("out of resource: shared memory")
+
+    broken = Tuner(CPU, "tiny", fails, time.monotonic() + 100, again=False)
+    assert broken.seconds(lambda: torch.zeros(1)) is None

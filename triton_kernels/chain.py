@@ -1,0 +1,28 @@
+"""Programmatic dependent launch: a kernel may start while its predecessor still runs, and waits where it must.
+
+Only NVIDIA GPUs of compute capability 9.0 and newer have it, and only a `Device` with `pdl` uses it. Every kernel of
+this wing waits before it touches anything that an earlier kernel wrote or may still read. All of them must: a kernel
+waits for its predecessor alone, and what ran before that is done only because the predecessor waited too. What no
+kernel ever writes (weights) may be read before. Source: NVIDIA's PTX manual, griddepcontrol.
+"""
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def wait_for_predecessor(PDL: tl.constexpr):
+    """Until all kernels launched before have ended and what they wrote is visible."""
+    if PDL:
+        gdc_wait()
+
+
+@triton.jit
+def allow_successor(PDL: tl.constexpr):
+    """The next kernel may be launched once every program is here or has ended. It promises nothing about memory."""
+    if PDL:
+        gdc_launch_dependents()
