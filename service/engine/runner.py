@@ -82,7 +82,7 @@ class ModelRunner:
     def __init__(
         self, model: StepModel, ops: StepOps, *, num_blocks: int, block_tokens: int, kv_dtype: CacheDtype
     ) -> None:
-        self._model = model
+        self.model = model
         self._ops = ops
         self._block_tokens = block_tokens
         self._cache = model.new_cache(num_blocks, block_tokens, kv_dtype)
@@ -94,14 +94,14 @@ class ModelRunner:
         `progress` is called with (done, total); not at all where there is nothing to do.
         """
         with torch.inference_mode():
-            for done, total in self._model.warm_up(self._cache, max_rows, -(-n_ctx // self._block_tokens), max_tokens):
+            for done, total in self.model.warm_up(self._cache, max_rows, -(-n_ctx // self._block_tokens), max_tokens):
                 progress(done, total)
 
     def launch(self, plan: StepPlan) -> Completed:
         """Run the step; complete on return. Raises what the forward raises; a row that went bad is in its result."""
         self._use_threads(plan.num_threads)
         with torch.inference_mode():
-            hidden = self._model.forward(make_batch(plan.rows, self._block_tokens), self._cache)
+            hidden = self.model.forward(make_batch(plan.rows, self._block_tokens), self._cache)
             if any(len(row.scored) for row in plan.rows):
                 results = self._results_with_scores(plan.rows, hidden)
             else:
@@ -110,7 +110,7 @@ class ModelRunner:
 
     def _sample(self, rows: Sequence[ScheduledRow], hidden: Tensor) -> list[RowResult]:
         """The next token of each row, f32 [rows, H], with its logprobs where they are asked for."""
-        results = sample(self._model, hidden, [row.request for row in rows])
+        results = sample(self.model, hidden, [row.request for row in rows])
         told = [
             Asked(i, result.token_id, row.request.report.logprobs)
             for i, (row, result) in enumerate(zip(rows, results, strict=True))
@@ -145,7 +145,7 @@ class ModelRunner:
         scores = []
         for start in range(0, len(asked), SCORED_AT_A_TIME):
             part = asked[start : start + SCORED_AT_A_TIME]
-            logits = self._model.logits(hidden[[item.index for item in part]]).cpu().numpy()
+            logits = self.model.logits(hidden[[item.index for item in part]]).cpu().numpy()
             scores += [score(row, item.token_id, item.num_top) for row, item in zip(logits, part, strict=True)]
         return scores
 
