@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
+
+from service.version import own_version
 
 EDGE_BYTES = 1 << 20
 """Read of each end of a file: enough to tell checkpoints apart, and no second reading of gigabytes at start."""
@@ -16,7 +17,7 @@ EDGE_BYTES = 1 << 20
 
 def fingerprint(folder: Path, choices: Sequence[str]) -> str:
     """Of this version, the checkpoint in `folder`, and what was chosen to run it."""
-    digest = hashlib.blake2b(repr([version("bitnet-serve"), *choices]).encode(), digest_size=6)
+    digest = hashlib.blake2b(repr([own_version(), *choices]).encode(), digest_size=6)
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.safetensors")]):
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
         with path.open("rb") as file:

@@ -136,6 +136,7 @@ def merge_kernel(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
     SPLIT: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     wait_for_predecessor(PDL)
@@ -148,12 +149,19 @@ def merge_kernel(
     most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
     weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
-    for split in range(0, (end + SPLIT - 1) // SPLIT):
-        at = line * max_splits + split
-        next_most = tl.load(part_most + at, mask=there, other=float("-inf"))
-        next_total = tl.load(part_total + at, mask=there, other=0.0)
-        next_weighted = tl.load(part_weighted + at[:, None] * D + d[None, :], mask=cell, other=0.0)
-        most, total, weighted = merge(most, total, weighted, next_most, next_total, next_weighted)
+    num_splits = (end + SPLIT - 1) // SPLIT
+    for first in range(0, num_splits, AT_ONCE):
+        # Unrolled, so that the loads of several splits are under way together; one after another, the eight of 1k
+        # tokens took 10 us on an H200 (2026-11-26). What lies past the last one changes no bit.
+        for place in tl.static_range(AT_ONCE):
+            at = line * max_splits + first + place
+            inside = there & (first + place < num_splits)
+            next_most = tl.load(part_most + at, mask=inside, other=float("-inf"))
+            next_total = tl.load(part_total + at, mask=inside, other=0.0)
+            next_weighted = tl.load(
+                part_weighted + at[:, None] * D + d[None, :], mask=cell & inside[:, None], other=0.0
+            )
+            most, total, weighted = merge(most, total, weighted, next_most, next_total, next_weighted)
     result = tl.math.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
     tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
 
@@ -262,6 +270,7 @@ def attend(
             (blocks.row.shape[0], num_kv_heads),
             out=out,
             max_splits=max_splits,
+            AT_ONCE=4,
             **partial,
             **rows,
             **shape,

@@ -41,7 +41,7 @@ class BestTokens:
         num_rows, num_extra = extra_ids.shape
         if self._capture is None or not 0 < num_rows <= self._buckets[-1]:
             return apart(together(*self._rank(x, k, extra_ids.to(self._device))).cpu())
-        most, room = rounded(k), rounded(num_extra)
+        most, room = 1 if k == 1 else rounded(k), rounded(num_extra)  # one token alone needs no sorting
         hidden, extra, result, replay = self._ready((bucket_of(num_rows, self._buckets), most, room), x.shape[1])
         hidden[:num_rows].copy_(x)
         extra[:num_rows].copy_(widened(extra_ids, room), non_blocking=True)

@@ -22,6 +22,8 @@ from benchmarks.gpu import baselines, checks, kernels, logits, server, steps
 from benchmarks.gpu.bench import Figure, Options
 
 ROOT = Path(__file__).parents[2]
+MAX_SHOWN_ERRORS = 4000
+"""Characters of what a section that failed wrote last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Section:
     measure: Callable[[Options], Iterator[Figure]]
 
 
-# In order of what must be known first: right before fast, the whole before its parts. 580 s in all at the limits.
+# In order of what must be known first: right before fast, the whole before its parts. 585 s in all at the limits.
 SECTIONS = {
     "checks": Section("Is it right on this device?", 70, checks.checks),
     "limits": Section("What the card reaches by torch's own kernels", 15, checks.limits),
@@ -46,7 +48,7 @@ SECTIONS = {
     "linears": Section("Ternary linears, all layers' weights in turn", 35, kernels.linears),
     "attention": Section("Paged decode attention, all layers' caches in turn", 25, kernels.attention),
     "heads": Section("Final norm, head and best tokens, launched one by one", 25, kernels.heads),
-    "launches": Section("One small kernel in a captured chain", 5, kernels.launches),
+    "launches": Section("One small kernel in a captured chain", 10, kernels.launches),
 }
 
 
@@ -96,6 +98,8 @@ def in_its_own_process(
         os.killpg(process.pid, signal.SIGKILL)
         said, errors = process.communicate()
         failure = f"stopped at its limit of {limit_s:.0f} s"
+    if failure:
+        print(errors[-MAX_SHOWN_ERRORS:], file=sys.stderr)
     rows = [json.loads(line) for line in said.splitlines() if line.startswith('{"case"')]
     return Outcome(name, time.monotonic() - began, rows, failure)
 

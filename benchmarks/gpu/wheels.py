@@ -20,6 +20,8 @@ WANTED = {
     "h11": "h11",
     "httpx": "httpx",
     "jinja2": "jinja2",
+    "llguidance": "llguidance",
+    "prometheus_client": "prometheus-client",
     "pydantic_settings": "pydantic-settings",
     "rich": "rich",
     "safetensors": "safetensors",

@@ -6,7 +6,6 @@ them.
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -19,6 +18,7 @@ from service.api.schemas import Generation
 from service.engine.engine import Progress
 from service.engine.errors import QueueFull
 from service.metrics import CONTENT_TYPE
+from service.version import own_version
 
 router = APIRouter(tags=["system"])
 SILENT = Generation.model_validate({})  # a request that asks for nothing
@@ -44,7 +44,7 @@ async def props(request: Request) -> dict[str, Any]:
         "bos_token": facts["bos_token"] or "",
         "eos_token": facts["eos_token"] or "",
         "modalities": {"vision": False, "audio": False},
-        "build_info": f"bitnet-serve {version('bitnet-serve')}",
+        "build_info": f"bitnet-serve {own_version()}",
         "is_sleeping": False,
     }
 

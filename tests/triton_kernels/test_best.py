@@ -36,9 +36,9 @@ def test_every_row_gets_what_it_gets_uncaptured_whatever_was_there_before(vocab:
 def test_few_captures_serve_many_numbers_of_rows_tokens_and_ids() -> None:
     capture = FakeCapture()
     best = BestTokens(rank, capture, CPU, buckets=(1, 4))
-    for num_rows, k, num_extra in ((3, 1, 0), (4, 64, 0), (2, 20, 0), (3, 65, 1), (3, 104, 64)):
+    for num_rows, k, num_extra in ((3, 1, 0), (4, 64, 0), (2, 20, 0), (3, 65, 1), (3, 104, 64), (4, 1, 0)):
         best(*(lambda x, extra, k=k: (x, k, extra))(*random(num_rows, 200, num_extra, 0)))
-    assert (capture.num_captures, capture.num_replays) == (2, 5)
+    assert (capture.num_captures, capture.num_replays) == (3, 6)  # one token alone, a few, more with ids
 
 
 def test_more_rows_than_the_largest_bucket_and_none_run_as_they_are() -> None:

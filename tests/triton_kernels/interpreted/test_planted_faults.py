@@ -86,7 +86,7 @@ FAULTS = {
     "the last split is left out": Fault("attention.py", "(end + SPLIT - 1) // SPLIT, tl", "end // SPLIT, tl", ROWS),
     "splits are not put in one scale": Fault("splits.py", "keep = tl.exp2(most - origin)", "keep = 1.0", SPLITS),
     "a merge from the second split on": Fault(
-        "attention.py", "for split in range(0, (end", "for split in range(1, (end", SPLITS
+        "attention.py", "range(0, num_splits, AT_ONCE)", "range(1, num_splits, AT_ONCE)", SPLITS
     ),
     "tiles are not put in one scale": Fault("splits.py", "shrink = tl.exp2(most - origin)", "shrink = 1.0", SPLITS),
     "blocks of one head": Fault("cache.py", "(slot // BLOCK_TOKENS) * HKV", "(slot // BLOCK_TOKENS)", ROPE),
