@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from bitnet_model.config import ModelConfig
 from service.compose import load_tokenizer
 from tools.held_out import HeldOutLoss, forward_of, held_out_loss
-from tools.train_demo import batches, data, export, model, muon, train, vocabulary
+from tools.train_demo import batches, data, export, model, muon, start, train, vocabulary
 from tools.train_demo.__main__ import main
 from tools.train_demo.model import DemoConfig, DemoModel
 from tools.train_demo.vocabulary import BEGIN, END, END_OF_TURN, special_id
@@ -200,11 +200,11 @@ def test_the_second_stage_starts_from_the_weights_of_the_first_with_a_schedule_o
 ) -> None:
     first = new_run(tokenizer, settings)
     train.train(first, lambda *_: None)
-    start = export.load_start(settings.out / "checkpoint.pt")
-    second = train.Run(start, row_sets(tokenizer), replace(settings, out=settings.out / "second"), first.begin_id)
+    begun = start.load_start(settings.out / "checkpoint.pt")
+    second = train.Run(begun, row_sets(tokenizer), replace(settings, out=settings.out / "second"), first.begin_id)
     second.load()
     assert (second.step, second.progress) == (0, 0.0)
-    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), start.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), begun.parameters(), strict=True))
 
 
 def test_attention_in_blocks_equals_attention_in_one_call() -> None:
@@ -276,14 +276,14 @@ def test_a_folder_in_parts_is_the_folder_in_one(exported: tuple[train.Run, Path]
 def test_masters_spread_under_given_codes_give_them_back() -> None:
     torch.manual_seed(0)
     codes, scale = export.ternary_codes(torch.randn(96, 64))
-    again, again_scale = export.ternary_codes(export.spread_masters(codes, float(scale), seed=3))
+    again, again_scale = export.ternary_codes(start.spread_masters(codes, float(scale), seed=3))
     assert (again == codes).float().mean() > 0.99
     assert float(again_scale) == pytest.approx(float(scale), rel=0.01)
 
 
 def test_training_goes_on_from_an_exported_folder(exported: tuple[train.Run, Path]) -> None:
     run, folder = exported
-    again = export.load_start(folder)
+    again = start.load_start(folder)
     for (name, was), now in zip(run.model.named_parameters(), again.parameters(), strict=True):
         if name.endswith("_proj.weight"):
             assert (export.ternary_codes(was)[0] == export.ternary_codes(now)[0]).float().mean() > 0.99
@@ -321,7 +321,7 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def test_one_command_prepares_trains_and_exports_and_goes_on_when_called_again(
+def test_one_command_prepares_trains_and_exports_and_goes_on_there_and_elsewhere(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
@@ -339,3 +339,10 @@ def test_one_command_prepares_trains_and_exports_and_goes_on_when_called_again(
         "2 steps",
     ]
     assert ModelConfig.from_folder(out).vocab_size == 4096
+
+    its_own = (out / "tokenizer.json").read_text() + "\n"  # tells it from one trained anew
+    (out / "tokenizer.json").write_text(its_own)
+    elsewhere = [*command, "--start", str(out), "--max-steps", "1"]
+    elsewhere[elsewhere.index(str(work))] = str(tmp_path / "new")
+    main(elsewhere)
+    assert (tmp_path / "new" / "data" / "tokenizer.json").read_text() == its_own

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -13,14 +14,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
 from . import data
-from .export import export, load_start
+from .export import export
 from .model import DemoModel
 from .plot import plot_loss
 from .recipes import RECIPES, ROW_TOKENS
+from .start import load_start
 from .train import CHECKPOINT, LOG, Run, TrainSettings, train, trained_s
 from .vocabulary import BEGIN, special_id
 
 MIB = 1 << 20
+TOKENIZER = "tokenizer.json"
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -56,7 +59,7 @@ def _settings(args: argparse.Namespace) -> TrainSettings:
 
 
 def _train(args: argparse.Namespace) -> None:
-    tokenizer = Tokenizer.from_file(str(args.data / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(args.data / TOKENIZER))
     sets = {name: data.Rows.load(args.data / f"{name}.npz") for name in data.SET_NAMES}
     torch.manual_seed(1)
     model = load_start(args.start) if args.start else DemoModel(RECIPES[args.recipe].config)
@@ -81,7 +84,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    size = export(args.checkpoint, args.data / "tokenizer.json", args.out, args.max_part_mib * MIB)
+    size = export(args.checkpoint, args.data / TOKENIZER, args.out, args.max_part_mib * MIB)
     print(f"{args.out}: {size / 1e6:.2f} MB of weights")
 
 
@@ -93,6 +96,9 @@ def _all(args: argparse.Namespace) -> None:
     """What a borrowed machine is told in one line; as often as the run takes calls."""
     args.data, args.out, folder = args.work / "data", args.work / "run", args.out
     if not (args.data / "chat.npz").exists():
+        if args.start and args.start.is_dir():  # its ids mean what its tokenizer says
+            args.data.mkdir(parents=True, exist_ok=True)
+            shutil.copy(args.start / TOKENIZER, args.data)
         _prepare(args)
     _train(args)
     args.checkpoint, args.out = args.out / CHECKPOINT, folder
