@@ -152,7 +152,7 @@ def main() -> None:
     assert isinstance(loaded.engine.runner, ModelRunner)
     watched = Watched(loaded.engine.runner)
     with serving(settings, loaded) as url:
-        server_s = clients(url, model, 1, 2, args)["first_s"]
+        server_s = clients(url, model, 1, 16, args)["first_s"]
         many = clients(url, model, args.clients, args.generate, args)
     shares = watched.outside(args.clients)
     row = {

@@ -79,6 +79,7 @@ def load(settings: Settings) -> Loaded:
 
     from bitnet_model.checkpoint import load_model
     from bitnet_model.ops import load_ops
+    from service.engine.grammar_compiler import GrammarCompiler
     from service.engine.runner import ModelRunner
 
     ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads)
@@ -121,7 +122,7 @@ def load(settings: Settings) -> Loaded:
         eos_ids=tuple(sorted(tokenizer.eos_ids)),
         fingerprint=fingerprint(folder, [ops.describe()["wing"], head_dtype, settings.kv_cache_dtype]),
     )
-    return Loaded(engine, tokenizer, info)
+    return Loaded(engine, tokenizer, info, GrammarCompiler(tokenizer))
 
 
 def settle_memory() -> None:

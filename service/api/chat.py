@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Request, Response
 
@@ -13,6 +13,7 @@ from service.api.logprobs import Token, entries
 from service.api.openai_answer import OpenAIAnswer
 from service.api.openapi import generation_docs
 from service.api.schemas import ChatBody, ChatMessage
+from service.api.tools import CallWriter, read_calls, read_tools
 from service.engine.prompt import ChatPrompt, Message
 from service.engine.request import Delta
 
@@ -20,7 +21,14 @@ router = APIRouter(tags=["chat"])
 
 
 def prompts(body: ChatBody) -> list[ChatPrompt]:
-    return [ChatPrompt(tuple(Message(_role(message), _content(message)) for message in body.messages))]
+    use = read_tools(body)
+    messages = [_message(message, f"messages[{i}]") for i, message in enumerate(body.messages)]
+    return [ChatPrompt(tuple(messages), use.tools if use else ())]
+
+
+def _message(message: ChatMessage, place: str) -> Message:
+    calls = read_calls(message.tool_calls, place)
+    return Message(_role(message), _content(message), calls, message.tool_call_id or "")
 
 
 def _role(message: ChatMessage) -> str:
@@ -35,13 +43,23 @@ def _content(message: ChatMessage) -> str:
 
 @dataclass(slots=True)
 class ChatAnswer(OpenAIAnswer):
+    """calls: where tools may be called. held: tokens whose text may be the beginning of a call."""
+
+    calls: CallWriter | None = field(init=False)
+    held: list[Token] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        OpenAIAnswer.__post_init__(self)  # a slotted dataclass is another class than the one `super` knows
+        self.calls = CallWriter() if read_tools(self.wishes) else None
+
     def whole(self, text: str, last: Delta) -> Event:
         self.scores = last.prompt_logprobs
+        message = self.calls.message(text) if self.calls else {"role": "assistant", "content": text}
         choice = {
             "index": self.index,
-            "message": {"role": "assistant", "content": text},
+            "message": message,
             **self._of_tokens(self.track.take(last)),
-            "finish_reason": finish_reason(last),
+            "finish_reason": self._finish_reason(last),
         }
         return {
             **self.head("chat.completion"),
@@ -53,16 +71,28 @@ class ChatAnswer(OpenAIAnswer):
 
     def events(self, delta: Delta) -> Iterator[Event]:
         self.scores += delta.prompt_logprobs
-        tokens, progress = self.track.take(delta), self.progress(delta)
+        tokens, progress = [*self.held, *self.track.take(delta)], self.progress(delta)
         if not self.begun and (delta.text or delta.finish):
             self.begun = True
             yield {**self._chunk({"role": "assistant", "content": ""}), **self.of_prompt(), **progress}
-        if delta.text:
-            yield {**self._chunk({"content": delta.text}, tokens), **progress}
+        for piece in self._pieces(delta):
+            yield {**self._chunk(piece, tokens), **progress}
             tokens = []
+        self.held = tokens
         if delta.finish is None or failure_of(delta):
             return
-        yield {**self._chunk({}, tokens, finish_reason(delta)), **progress, **self.extras(delta)}
+        yield {**self._chunk({}, tokens, self._finish_reason(delta)), **progress, **self.extras(delta)}
+
+    def _pieces(self, delta: Delta) -> Iterator[Event]:
+        """What the delta adds to the message."""
+        if self.calls:
+            yield from self.calls.deltas(delta.text, final=delta.finish is not None)
+        elif delta.text:
+            yield {"content": delta.text}
+
+    def _finish_reason(self, last: Delta) -> str:
+        reason = finish_reason(last)
+        return "tool_calls" if reason == "stop" and self.calls and self.calls.has_calls else reason
 
     @property
     def wishes(self) -> ChatBody:

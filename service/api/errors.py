@@ -21,6 +21,8 @@ from service.engine.errors import (
     EngineDead,
     EngineError,
     GenerationFailed,
+    GrammarFailed,
+    GrammarsBusy,
     InvalidParameter,
     ModelLoading,
     QueueFull,
@@ -47,8 +49,10 @@ TABLE: Mapping[type[EngineError], Row] = {
     ModelLoading: Row(503, "unavailable_error", "model_loading"),
     Draining: Row(503, "unavailable_error", "draining"),
     QueueFull: Row(503, "unavailable_error", "queue_full"),
+    GrammarsBusy: Row(503, "unavailable_error", "grammars_busy"),
     EngineDead: Row(503, "unavailable_error", "engine_dead"),
     GenerationFailed: Row(500, "server_error", "internal_error"),
+    GrammarFailed: Row(400, "invalid_request_error", "invalid_parameter"),
 }
 
 

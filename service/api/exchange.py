@@ -106,20 +106,17 @@ class Family(Generic[Body]):
         answers = [self.answer(body, engine.info, made, engine.tokenizer, created) for made in choices.generations]
         return Reply(answers, choices, record)
 
-    async def _begin(
-        self, service: Service, body: Body, record: Record
-    ) -> tuple[Reply, asyncio.Task[tuple[Answer, Delta] | None]]:
-        """The reply and its first delta, perhaps still awaited; what fails at once is raised, as a true status."""
+    async def _begin(self, service: Service, body: Body, record: Record) -> tuple[Reply, tuple[Answer, Delta] | None]:
+        """The reply and its first delta, if that came in time; what fails at once is raised, as a true status."""
         reply = await self._open(service, body, record)
-        first = asyncio.create_task(reply.next())
         try:
-            await asyncio.wait({first}, timeout=service.times.first_byte_s)
-            if first.done() and (read := first.result()) is not None:
-                _, delta = read
+            await reply.wait(service.times.first_byte_s)
+            first = reply.take()
+            if first is not None:
+                _, delta = first
                 if not delta.text and (failure := failure_of(delta)) is not None:
                     raise failure
         except BaseException:
-            first.cancel()
             await reply.aclose()
             raise
         return reply, first

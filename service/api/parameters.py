@@ -12,6 +12,7 @@ from collections import defaultdict
 from typing import Any, TypeVar
 
 from service.api.errors import invalid_parameter
+from service.api.grammars import read_grammar
 from service.api.sampler_fields import read_min_tokens, read_stop_token_ids, sampler_params, sampler_settings
 from service.api.schemas import Bias, Generation
 from service.config import Settings
@@ -71,6 +72,7 @@ def read_sampling(body: Generation, limits: Limits, info: EngineInfo, settings: 
         presence_penalty=_given(body.presence_penalty, settings.default_presence_penalty),
         frequency_penalty=_given(body.frequency_penalty, settings.default_frequency_penalty),
         logit_bias=_logit_bias(body, limits, info),
+        grammar=read_grammar(body),
         **sampler_params(body, limits, info),
     )
 

@@ -57,9 +57,23 @@ class Reply:
     async def next(self) -> tuple[Answer, Delta] | None:
         """What one of the answers is to say next; None when all is said."""
         read = await self._choices.next()
-        if read is None:
-            return None
-        place, delta = read
+        return None if read is None else self._note(*read)
+
+    def take(self) -> tuple[Answer, Delta] | None:
+        """The same without waiting; None if there is nothing."""
+        read = self._choices.take()
+        return None if read is None else self._note(*read)
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing more will come than what is to be taken now."""
+        return self._choices.is_finished
+
+    async def wait(self, timeout_s: float) -> bool:
+        """After `take` had nothing: wait until there is something. False if there is nothing after so long."""
+        return await self._choices.wait(timeout_s)
+
+    def _note(self, place: int, delta: Delta) -> tuple[Answer, Delta]:
         self._record.completion_tokens += max(0, delta.num_generated - self._lasts[place].num_generated)
         if delta.num_generated and not self._record.first_token_s:
             self._record.first_token_s = time.monotonic()

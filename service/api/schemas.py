@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from service.api.constraint_fields import ConstraintFields
 from service.api.errors import ApiError, invalid_parameter, not_supported
 from service.api.prompts import PromptField
 from service.api.sampler_fields import SamplerFields
+from service.api.tools import MAX_CALLS, ToolCallField, ToolFields
 from service.api.unserved import (
     NEUTRAL,
     NEUTRAL_IN_MESSAGE,
@@ -129,8 +131,8 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = Field(None, description="every chunk has the usage so far of its choice")
 
 
-class Generation(SamplerFields):
-    """The fields of both tables of the API reference and those of samplers, shared by every generation route."""
+class Generation(SamplerFields, ConstraintFields):
+    """The fields of both tables of the API reference, of samplers and of grammars, shared by every generation route."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 
@@ -188,11 +190,23 @@ class TextPart(BaseModel):
 class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] = Field("", validate_default=False)
+    tool_calls: list[ToolCallField] | None = Field(None, max_length=MAX_CALLS, description="of an assistant")
+    tool_call_id: str | None = Field(None, max_length=128, description="of a tool: which call it answers")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChatMessage:
+        if "content" not in self.model_fields_set and not self.tool_calls:
+            raise PydanticCustomError("missing_content", "Input should have 'content'")
+        if self.tool_calls and self.role != "assistant":
+            raise PydanticCustomError("misplaced_calls", "Input should have 'tool_calls' only with role 'assistant'")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise PydanticCustomError("misplaced_id", "Input should have 'tool_call_id' where the role is 'tool'")
+        return self
 
 
-class ChatBody(OpenAIBody):
+class ChatBody(OpenAIBody, ToolFields):
     """POST /chat/completions."""
 
     # Stopping at the first bad one bounds what a body of a million bad messages costs.

@@ -8,7 +8,6 @@ sse-starlette; its own pings (sent while data flows, too) and its own reaction t
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -40,16 +39,14 @@ def frame(event: Mapping[str, Any], *, named: bool = False) -> bytes:
 class EventStream(EventSourceResponse):
     """The reply's events as they come, then `[DONE]`; an error after the first token is an event of its own.
 
-    `first` is the task that waits for the reply's first delta, already under way. However the response ends (the client
-    leaves, a send fails, the server stops), its `finally` ends every generation.
+    `first`: what was read of the reply already. However the response ends (the client leaves, a send fails, the server
+    stops), its `finally` ends every generation.
     """
 
-    def __init__(
-        self, reply: Reply, first: asyncio.Task[tuple[Answer, Delta] | None], record: Record, ping_s: float
-    ) -> None:
+    def __init__(self, reply: Reply, first: tuple[Answer, Delta] | None, record: Record, ping_s: float) -> None:
         super().__init__(self._frames(), ping=0, sep="\n")
         self._reply = reply
-        self._next = first
+        self._first = first
         self._record = record
         self._ping_s = ping_s
 
@@ -57,8 +54,6 @@ class EventStream(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
             await self._reply.aclose()
 
     async def _frames(self) -> AsyncIterator[bytes]:
@@ -84,14 +79,13 @@ class EventStream(EventSourceResponse):
 
     async def _deltas(self) -> AsyncIterator[tuple[Answer, Delta] | None]:
         """The reply's deltas; None after each `ping_s` of silence."""
+        if self._first is not None:
+            yield self._first
         while True:
-            # Not wait_for: that would cancel the wait, and with it perhaps lose what it was just handed.
-            done, _ = await asyncio.wait({self._next}, timeout=self._ping_s)
-            if not done:
-                yield None
-                continue
-            read = self._next.result()
-            if read is None:
+            read = self._reply.take()
+            if read is not None:
+                yield read
+            elif self._reply.is_finished:
                 return
-            yield read
-            self._next = asyncio.create_task(self._reply.next())
+            elif not await self._reply.wait(self._ping_s):
+                yield None

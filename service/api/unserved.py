@@ -26,16 +26,10 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "grammar": ("",),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "id_slot": (-1,),
     "image_data": ([],),
     "input_prefix": (),
     "input_suffix": (),
-    "json_schema": (),
     "length_penalty": (1,),
     "logprobs": (False,),
     "lora": ([],),
@@ -50,15 +44,12 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "priority": (0,),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
-    "regex": (),
     "response_fields": (),
-    "response_format": ({"type": "text"},),
     "return_progress": (False,),
     "return_token_ids": (False,),
     "return_tokens": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
     "suffix": ("",),
     "t_max_predict_ms": (-1, 0),
     "tfs_z": (1,),
@@ -73,13 +64,11 @@ NEUTRAL_IN_MESSAGE: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "function_call": (),
     "refusal": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
 }
 NEUTRAL_IN_STREAM_OPTIONS: Mapping[str, tuple[object, ...]] = {
     "include_obfuscation": (False,),
 }
-UNSERVED_ROLES = ("tool", "function")
+UNSERVED_ROLES = ("function",)
 
 
 def without_nulls(raw: Mapping[str, Any]) -> dict[str, Any]:

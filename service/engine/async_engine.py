@@ -20,8 +20,9 @@ from typing import TypeVar
 from service.engine.breakers import Breakers
 from service.engine.choices import Choices
 from service.engine.engine import Progress
-from service.engine.errors import Draining, EngineError, InvalidParameter, QueueFull
+from service.engine.errors import Draining, EngineError, GrammarsBusy, InvalidParameter, QueueFull
 from service.engine.generation import Generation
+from service.engine.grammar import Grammar, Matcher
 from service.engine.prompt import Prompt, PromptEncoder, encode_prompt
 from service.engine.request import NOTHING, Delta, FinishReason, Limits, Report, Request, SamplingParams
 from service.engine.stopwatch import Observer, Stopwatch
@@ -38,10 +39,12 @@ __all__ = ["AsyncEngine", "EngineInfo", "EngineOptions", "Generation", "Loaded",
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """max_queue: requests that may wait beyond those running, 0 for any number. Limits of the watchdog in seconds."""
+    """max_queue: requests that may wait beyond those running, 0 for any number. Seconds for one grammar to compile,
+    and limits of the watchdog in seconds."""
 
     max_queue: int = 512
     num_admission_threads: int = 2
+    grammar_deadline_s: float = 5.0
     watchdog_soft_s: float = 30.0
     watchdog_hard_s: float = 300.0
 
@@ -208,18 +211,41 @@ class AsyncEngine:
         loaded = self._thread.require()
         _refuse_unknown_biases(params, loaded.info.vocab_size)
         loop = asyncio.get_running_loop()
+        grammar_ends_s = loop.time() + self.options.grammar_deadline_s
         requests = []
         for prompt in prompts:  # one after the other, so that a batch does not keep both threads from everybody else
             prompt_ids = await loop.run_in_executor(self._admission, encode_prompt, prompt, limits, loaded.tokenizer)
             for choice_index in range(n):
                 self._num_opened += 1
                 id = f"{request_id}/{self._num_opened}"
+                matcher = await self._start_grammar(params.grammar, loaded, grammar_ends_s)
                 breakers = _breakers(params, loaded.tokenizer)
-                request = Request(id, prompt_ids, params, limits, choice_index, breakers=breakers, report=report)
+                request = Request(
+                    id, prompt_ids, params, limits, choice_index, breakers=breakers, matcher=matcher, report=report
+                )
                 requests.append(request)
             loaded.engine.check_fits(requests[-1])
         self.raise_if_unavailable()
         return requests
+
+    async def _start_grammar(self, grammar: Grammar | None, loaded: Loaded, ends_s: float) -> Matcher | None:
+        """A matcher at the grammar's beginning, until `ends_s` of the loop's clock: raises InvalidParameter if it was
+        being compiled then, and GrammarsBusy if it waited."""
+        if grammar is None:
+            return None
+        if loaded.grammars is None:
+            raise InvalidParameter("this server cannot constrain an output", grammar.param)
+        compiling = loaded.grammars.submit(grammar)
+        try:
+            left_s = max(ends_s - asyncio.get_running_loop().time(), 0.0)
+            return await asyncio.wait_for(asyncio.wrap_future(compiling), left_s)
+        except TimeoutError:
+            deadline_s = self.options.grammar_deadline_s
+            if compiling.cancelled():  # it was still in the queue
+                message = f"other grammars are being compiled, and this one waited {deadline_s:g} s"
+                raise GrammarsBusy(message) from None
+            message = f"invalid '{grammar.param}': it takes more than {deadline_s:g} s to compile"
+            raise InvalidParameter(message, grammar.param) from None
 
     def _close(self, generation: Generation) -> None:
         """The one clean-up of a request: aborted unless it has finished, and its permit back."""
@@ -251,7 +277,10 @@ class AsyncEngine:
         self._thread.die("shut down")
         self._watchdog.stop()
         self._admission.shutdown(wait=False, cancel_futures=True)
-        return self._thread.join(timeout_s)
+        has_ended = self._thread.join(timeout_s)
+        if (loaded := self._thread.loaded) is not None and loaded.grammars is not None:
+            loaded.grammars.close()
+        return has_ended
 
     def _give_up_on_step(self, busy_s: float) -> None:
         self._thread.die(f"a step has been running for {busy_s:.1f} s")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.masks import Masks, apply_masks
 from service.engine.penalties import Edits, apply_edits
 from service.engine.request import Request
 
@@ -39,16 +40,32 @@ class Candidates:
     logits: F32
     finite: NDArray[np.bool_]
 
+    def without(self, rows: list[int]) -> Candidates:
+        """All but these rows."""
+        kept = [place for place, row in enumerate(self.rows) if row not in rows]
+        return Candidates([self.rows[place] for place in kept], self.ids[kept], self.logits[kept], self.finite[kept])
+
 
 def rank(
-    rows: list[int], ids: I64, logits: F32, edits: Edits, requests: Sequence[Request], *, in_order: bool
+    rows: list[int],
+    ids: I64,
+    logits: F32,
+    edits: Edits,
+    requests: Sequence[Request],
+    *,
+    in_order: bool,
+    masks: Masks | None = None,
 ) -> Candidates:
-    """Edit and sort: ids and raw logits are [N, K + E], some of the vocabulary and then those of edits.ids."""
+    """Edit, mask and sort: ids and raw logits are [N, K + E], some of the vocabulary and then those of edits.ids."""
     num_edits = edits.ids.shape[1]
+    raw = logits
     if num_edits:
         plain = np.where(edits.contains(ids[:, :-num_edits]), -np.inf, logits[:, :-num_edits])
         edited = apply_edits(logits[:, -num_edits:], edits, requests)
+        raw = np.concatenate([plain, logits[:, -num_edits:]], axis=1, dtype=np.float32)
         logits = np.concatenate([plain, edited], axis=1, dtype=np.float32)
+    if masks is not None:
+        logits = apply_masks(ids, logits, raw, masks)
     finite = logits.max(axis=1) < np.inf  # false for NaN too
     if not in_order:
         ids, logits = sort_by_rank(ids, logits)

@@ -24,19 +24,38 @@ class Choices:
     async def next(self) -> tuple[int, Delta] | None:
         """The place of a generation that has something, and all of it since it was last read; waits if none has.
 
-        Nobody is passed over for long: the search begins behind the one that was read last. None after the final delta
-        of every generation.
+        None after the final delta of every generation.
         """
-        while True:
-            self._arrived.clear()
-            for place in self._places_in_turn():
-                delta = self.generations[place].take()
-                if delta is not None:
-                    self._turn = place + 1
-                    return place, delta
-            if all(generation.is_finished for generation in self.generations):
-                return None
-            await self._arrived.wait()
+        while (read := self.take()) is None and not self.is_finished:
+            await self.wait()
+        return read
+
+    def take(self) -> tuple[int, Delta] | None:
+        """The same without waiting; None if none has anything.
+
+        Nobody is passed over for long: the search begins behind the one that was read last.
+        """
+        self._arrived.clear()
+        for place in self._places_in_turn():
+            delta = self.generations[place].take()
+            if delta is not None:
+                self._turn = place + 1
+                return place, delta
+        return None
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing more will come than what is to be taken now."""
+        return all(generation.is_finished for generation in self.generations)
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """After `take` had nothing: wait until there is something. False if there is nothing after so long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._arrived.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _places_in_turn(self) -> list[int]:
         num = len(self.generations)

@@ -19,11 +19,13 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
 from service.engine.errors import RequestError
 from service.engine.prompt import Message
+from service.engine.tools import Tool
 
 GUARDS = range(0xF0000, 0xFFFFE)  # private use: in no alphabet, no white space, no case
 ALIASES = range(0x100000, 0x10FFFE)
@@ -43,17 +45,55 @@ class Guard:
         self._endings = {text[start:] for text in lowered for start in range(1, len(text))}
         self._longest = max(map(len, lowered), default=1)
 
-    def protect(self, messages: Sequence[Message]) -> tuple[list[Message], str]:
-        """The messages with guards, and the guard: a character that is in none of them."""
+    def protect(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[list[Message], str]:
+        """The messages with guards, and the guard: a character that is in none of them, nor in the tools."""
         used = set(chain.from_iterable(text for message in messages for text in (message.role, message.content)))
+        calls = [call for message in messages for call in message.tool_calls]
+        nested = [call.arguments for call in calls] + [tool.parameters for tool in tools]
+        used.update(*(_decoded(text) for text in nested), *(tool.description for tool in tools))
         guard = next((chr(code) for code in GUARDS if chr(code) not in used), None)
         if guard is None:
             raise RequestError("the messages use up the private-use characters", "messages")
         protected = [
-            replace(message, role=self._role(message.role, guard), content=self._content(message.content, guard))
+            replace(
+                message,
+                role=self._role(message.role, guard),
+                content=self._content(message.content, guard),
+                tool_calls=tuple(
+                    replace(call, id=self._content(call.id, guard), arguments=self._json(call.arguments, guard))
+                    for call in message.tool_calls
+                ),
+                tool_call_id=self._content(message.tool_call_id, guard),
+            )
             for message in messages
         ]
         return protected, guard
+
+    def protect_tools(self, tools: Sequence[Tool], guard: str) -> list[Tool]:
+        """The tools with guards."""
+        return [
+            replace(
+                tool,
+                description=self._content(tool.description, guard),
+                parameters=self._json(tool.parameters, guard),
+            )
+            for tool in tools
+        ]
+
+    def _json(self, text: str, guard: str) -> str:
+        """JSON with guards in its strings, keys included, as they read without escapes."""
+
+        def walk(value: Any) -> Any:
+            match value:
+                case str():
+                    return self._content(value, guard)
+                case dict():
+                    return {self._content(key, guard): walk(item) for key, item in value.items()}
+                case list():
+                    return [walk(item) for item in value]
+            return value
+
+        return json.dumps(walk(json.loads(text)), ensure_ascii=False)
 
     def _role(self, role: str, guard: str) -> str:
         return role if role in KNOWN_ROLES else role[:1] + guard + role[1:]
@@ -81,6 +121,11 @@ class Guard:
             return []
         has_case = content[start].upper() != content[start].lower()
         return [start + 1] if has_case else [start]  # `capitalize` must find the first letter first
+
+
+def _decoded(text: str) -> str:
+    """JSON with its characters written as they are."""
+    return json.dumps(json.loads(text), ensure_ascii=False)
 
 
 class AliasedTokenizer:

@@ -25,9 +25,9 @@ DrawArrays: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.f
 
 
 def is_drawable(request: Request) -> bool:
-    """The fixed chain of sampler.py without a bias and without typical_p is all that its next token asks for."""
+    """The fixed chain of sampler.py without bias, grammar and typical_p is all that its next token asks for."""
     params = request.params
-    if not request.is_plain or params.typical_p < 1.0 or biases_of(request):
+    if not request.is_plain or request.matcher is not None or params.typical_p < 1.0 or biases_of(request):
         return False
     return params.temperature <= 0.0 or 0 < params.top_k <= MAX_TOP_K
 

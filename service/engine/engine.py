@@ -18,7 +18,7 @@ from typing import Protocol
 
 from service.engine.blocks import BlockPool
 from service.engine.detokenizer import Detokenizer
-from service.engine.errors import EngineDead, EngineError, GenerationFailed
+from service.engine.errors import EngineDead, EngineError, GenerationFailed, GrammarFailed
 from service.engine.plan import RowResult, Runner, ScheduledRow, StepPlan
 from service.engine.request import Delta, FinishReason, Limits, Logprobs, Request, SamplingParams, StopKind
 from service.engine.scheduler import Scheduler, SchedulerLimits
@@ -171,7 +171,7 @@ class Engine:
     def _apply_row(self, row: ScheduledRow, result: RowResult | None) -> Delta | None:
         live = self._live[row.request.id]
         if result is not None and result.error:
-            return self._fail(live, result.error)
+            return self._fail(live, result.error, GrammarFailed if result.is_grammar else GenerationFailed)
         self._counters.prompt_tokens += 0 if row.request.is_decoding else row.count
         self.scheduler.commit(row)
         if result is not None:
@@ -201,6 +201,8 @@ class Engine:
             return self._finish(live, ready, (token_id,), "word")
         if is_eos or request.is_full:
             return self._finish(live, ready, (token_id,), "eos" if is_eos else "limit")
+        if request.matcher is not None:
+            request.matcher.advance(token_id)
         return self._delta(live, ready, (token_id,))
 
     def _finish(self, live: _Live, text: str, token_ids: tuple[int, ...], stop_kind: StopKind) -> Delta:
@@ -211,7 +213,7 @@ class Engine:
         self._drop(live.request)
         return self._delta(live, text, token_ids, reason, stop_kind)
 
-    def _fail(self, live: _Live, message: str) -> Delta:
+    def _fail(self, live: _Live, message: str, kind: type[GenerationFailed] = GenerationFailed) -> Delta:
         """End a request whose row went wrong. What it left in the cache is neither found nor read again."""
         logger.error("request %s failed: %s", live.request.id, message)
         self._counters.failed_requests += 1
@@ -219,7 +221,7 @@ class Engine:
         if block_ids:
             self.runner.zero_blocks(block_ids)
         self._drop(live.request)
-        return self._delta(live, "", (), FinishReason.ERROR, error=GenerationFailed(message))
+        return self._delta(live, "", (), FinishReason.ERROR, error=kind(message))
 
     def _drop(self, request: Request) -> None:
         self.scheduler.remove(request)

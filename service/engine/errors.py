@@ -8,8 +8,10 @@
     │   ├── ModelLoading
     │   ├── Draining
     │   ├── QueueFull
+    │   ├── GrammarsBusy
     │   └── EngineDead
     └── GenerationFailed            this one request's row went wrong while it ran; its neighbours go on
+        └── GrammarFailed           its grammar came to its limits
 
 Knows nothing of statuses or JSON: one table in `service/api/errors.py` maps this tree onto HTTP.
 """
@@ -79,6 +81,13 @@ class QueueFull(Unavailable):
         self.max_queue = max_queue
 
 
+class GrammarsBusy(Unavailable):
+    """Other requests' grammars take all the compilers, or all the memory, that there are."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_s=2)
+
+
 class EngineDead(Unavailable):
     """The engine has stopped and will not come back in this process. `reason` is for the log, not for clients."""
 
@@ -89,3 +98,7 @@ class EngineDead(Unavailable):
 
 class GenerationFailed(EngineError):
     """One request's row went wrong: logits that are not numbers, or a forward that raises with it and not without."""
+
+
+class GrammarFailed(GenerationFailed):
+    """The request's grammar became too complex, or too slow, on the way. The request's own fault."""

@@ -58,13 +58,16 @@ class Edits:
         return found.reshape(ids.shape)
 
 
-def collect_edits(requests: Sequence[Request]) -> Edits:
-    """Gather the edits of each request's next token; E is the longest row's window and biases together."""
+def collect_edits(requests: Sequence[Request], listed: Sequence[list[int]] | None = None) -> Edits:
+    """Gather the edits of each request's next token; E is the longest row's window and biases together.
+
+    listed: more ids of each row, which count as edited even where nothing changes them.
+    """
     windows = [_window_first(request) for request in requests]
     biases = [biases_of(request) for request in requests]
     dries = [_dry_first(request) for request in requests]
-    if any(biases) or any(dries):
-        return _with_biases(windows, biases, dries)
+    if listed is not None or any(biases) or any(dries):
+        return _with_biases(windows, biases, dries, listed or [()] * len(requests))
     runs = pad(windows, NO_ID)
     runs.sort(axis=1)
     is_first = _first_of_run(runs)
@@ -121,12 +124,13 @@ def _with_biases(
     windows: Sequence[list[int]],
     biases: Sequence[Sequence[tuple[int, float]]],
     dries: Sequence[Mapping[int, float]],
+    listed: Sequence[Sequence[int]],
 ) -> Edits:
-    """The same where rows are biased or DRY: a token that is in the window and in either is one edit."""
-    rows = list(zip(windows, biases, dries, strict=True))
-    ids = pad([[*window, *(token_id for token_id, _ in own), *dry] for window, own, dry in rows], NO_ID)
+    """The same where rows are biased or DRY, or list ids: a token that is in several of these is one edit."""
+    rows = list(zip(windows, biases, dries, listed, strict=True))
+    ids = pad([[*window, *(token_id for token_id, _ in own), *dry, *more] for window, own, dry, more in rows], NO_ID)
     counts, bias, taken = values = np.zeros((3, *ids.shape), dtype=np.float32)
-    for row, (window, own, dry) in enumerate(rows):
+    for row, (window, own, dry, _) in enumerate(rows):
         biased = len(window) + len(own)
         counts[row, : len(window)] = 1
         bias[row, len(window) : biased] = [value for _, value in own]

@@ -59,7 +59,8 @@ class RowResult:
 
     For a row without `sample` it means nothing either. Where the request's Report asks for them, logprobs tell of the
     token chosen, and prompt_logprobs of the tokens after those `scored`. mu: the request's Mirostat state once it has
-    this token; None where it uses none.
+    this token; None where it uses none. is_grammar: what failed is the request's own
+    grammar.
     """
 
     token_id: int
@@ -67,6 +68,7 @@ class RowResult:
     mu: float | None = None
     logprobs: Logprobs | None = None
     prompt_logprobs: tuple[Logprobs, ...] = ()
+    is_grammar: bool = False
 
 
 class Pending(Protocol):

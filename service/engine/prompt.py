@@ -14,21 +14,25 @@ from typing import Protocol, TypeAlias
 
 from service.engine.errors import ContextLengthExceeded, InvalidParameter
 from service.engine.request import Limits
+from service.engine.tools import Tool, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. tool_calls: of an assistant; tool_call_id: of a tool, which call it answers."""
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation for the chat template; special-token text in it is plain text."""
+    """A conversation for the chat template, and functions it may call; special-token text in it is plain text."""
 
     messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ class PromptEncoder(Protocol):
         """Characters of the longest token: n tokens never spell more than n times this many."""
         ...
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]: ...
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]: ...
 
     def encode_text(self, text: str, *, begins: bool = True) -> list[int]:
         """Special tokens parsed. With `begins` it is the beginning of a text, and starts as this model's texts do."""
@@ -105,15 +109,18 @@ def _refuse_too_many_chars(prompt: Prompt, limits: Limits, encoder: PromptEncode
     if isinstance(prompt, MixedPrompt) and len(prompt.parts) > limits.n_ctx:
         message = f"the prompt has {len(prompt.parts)} parts, and this request's n_ctx is {limits.n_ctx}"
         raise InvalidParameter(message, "prompt")
-    num_chars = _num_chars(prompt)
-    if num_chars > limits.n_ctx * encoder.max_token_chars:
-        raise ContextLengthExceeded(-(-num_chars // encoder.max_token_chars), limits.n_ctx, at_least=True)
+    length = num_chars(prompt)
+    if length > limits.n_ctx * encoder.max_token_chars:
+        raise ContextLengthExceeded(-(-length // encoder.max_token_chars), limits.n_ctx, at_least=True)
 
 
-def _num_chars(prompt: Prompt) -> int:
+def num_chars(prompt: Prompt) -> int:
+    """The characters that a template or a tokenizer will have to read; of tools too."""
     match prompt:
-        case ChatPrompt(messages):
-            return sum(len(message.content) for message in messages)
+        case ChatPrompt(messages, tools):
+            told = sum(len(tool.description) + len(tool.parameters) for tool in tools)
+            calls = sum(len(call.arguments) for message in messages for call in message.tool_calls)
+            return told + calls + sum(len(message.content) for message in messages)
         case TextPrompt(text):
             return len(text)
         case TokenPrompt():
@@ -124,8 +131,8 @@ def _num_chars(prompt: Prompt) -> int:
 
 def _encode(prompt: Prompt, encoder: PromptEncoder) -> tuple[int, ...]:
     match prompt:
-        case ChatPrompt(messages):
-            return tuple(encoder.encode_chat(messages))
+        case ChatPrompt(messages, tools):
+            return tuple(encoder.encode_chat(messages, tools))
         case TextPrompt(text):
             return tuple(encoder.encode_text(text))
         case TokenPrompt(token_ids):

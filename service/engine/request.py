@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 
 from service.engine.breakers import Breakers
 from service.engine.errors import EngineError
+from service.engine.grammar import Grammar, Matcher
 
 UNLIMITED = -1
 SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
@@ -38,6 +39,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
     # What follows is not in the fixed chain of sampler.py: a request that asks for any of it goes through chain.py.
     samplers: tuple[str, ...] = SAMPLERS
     min_keep: int = 0
@@ -175,7 +177,8 @@ class Request:
     hashes of its leading full blocks of tokens, as far as anybody asked for them. limit: most tokens it may come to.
     salt: requests of different salts share no cached blocks. mu: Mirostat's surprise limit, in bits. breakers: finds
     the sequence breakers of DRY in its tokens; without it there are none. num_scored: leading tokens of which it has
-    been told how likely the prompt's next one was.
+    been told how likely the prompt's next one was. matcher: how far the output is in its grammar; None where it has
+    none.
 
     While it lives, 0 <= num_cached <= num_computed < total <= limit; each method below keeps that, or asserts.
     The one exception is the instant at which a prompt with max_tokens = 0 is evaluated: computed == total == limit.
@@ -190,6 +193,7 @@ class Request:
         "is_plain",
         "limit",
         "limits",
+        "matcher",
         "mu",
         "num_cached",
         "num_computed",
@@ -210,6 +214,7 @@ class Request:
         choice_index: int = 0,
         salt: bytes = b"",
         breakers: Breakers | None = None,
+        matcher: Matcher | None = None,
         report: Report = NOTHING,
     ) -> None:
         self.id = id
@@ -218,6 +223,7 @@ class Request:
         self.limits = limits
         self.choice_index = choice_index
         self.salt = salt
+        self.matcher = matcher
         self.breakers = breakers
         self.is_plain = params.is_plain
         self.mu = 2 * params.mirostat_tau

@@ -31,6 +31,7 @@ from service.engine.candidates import Candidates, rank
 from service.engine.chain import LAST_DRAW, run_chain
 from service.engine.cuts import F64, min_p, top_k, top_p, typical_p, weights
 from service.engine.draws import draw_arrays, is_drawable
+from service.engine.masks import Masks, listed_ids, of_rows, read_masks, short_rows
 from service.engine.order import order_of
 from service.engine.penalties import NO_ID, Edits, collect_edits
 from service.engine.plan import RowResult
@@ -90,45 +91,74 @@ def sample_ranked(source: LogitSource, hidden: Tensor, requests: Sequence[Reques
     is_finite = finite_rows(hidden)
     limits = [num_candidates(request) for request in requests]
     results = [RowResult(NO_ID, NOT_FINITE)] * len(requests)
+    masks, failures = read_masks(requests)
     with np.errstate(all="ignore"):  # rows of NaN, rows of nothing but -inf, and tails that underflow to zero
-        for candidates in rank_candidates(source, hidden, requests, limits):
+        for candidates in rank_candidates(source, hidden, requests, limits, masks):
             chosen = choose(candidates, [requests[row] for row in candidates.rows])
             for row, result in zip(candidates.rows, chosen, strict=True):
                 if is_finite[row]:
                     results[row] = result
+    for row, failure in failures.items():
+        results[row] = RowResult(NO_ID, failure, is_grammar=True)
     return results
 
 
 def rank_candidates(
-    source: LogitSource, hidden: Tensor, requests: Sequence[Request], limits: Sequence[int | None]
+    source: LogitSource,
+    hidden: Tensor,
+    requests: Sequence[Request],
+    limits: Sequence[int | None],
+    masks: Masks | None = None,
 ) -> list[Candidates]:
     """Rank at least the limits[r] best tokens of each request (None: all), given hidden states f32 [R, H].
 
     Every request is in one element of the list.
     """
-    edits = collect_edits(requests)
+    edits = collect_edits(requests, listed_ids(masks))
     needs = [
         MAX_TOP + 1 if limit is None else limit + num_edits
         for limit, num_edits in zip(limits, edits.per_row(), strict=True)
     ]
+    for row, mask in enumerate(masks or ()):
+        if mask is not None and mask.listed is not None:
+            needs[row] = 1  # all that it may become is among its edits
     narrow = [row for row, need in enumerate(needs) if need <= MAX_TOP]
+    wide = [row for row, need in enumerate(needs) if need > MAX_TOP]
     ranked = []
     if narrow:
         x, own, own_requests = _select(narrow, hidden, edits, requests)
         top_ids, top_logits = source.top_logits(x, max(needs[row] for row in narrow), torch.from_numpy(own.ids))
-        in_order = own.ids.size == 0
-        ranked.append(
-            rank(narrow, top_ids.cpu().numpy(), top_logits.cpu().numpy(), own, own_requests, in_order=in_order)
-        )
-    wide = [row for row, need in enumerate(needs) if need > MAX_TOP]
-    for start in range(0, len(wide), WIDE_ROWS):
-        group = wide[start : start + WIDE_ROWS]
+        ids, logits, own_masks = top_ids.cpu().numpy(), top_logits.cpu().numpy(), of_rows(masks, narrow)
+        in_order = own.ids.size == 0 and own_masks is None
+        candidates = rank(narrow, ids, logits, own, own_requests, in_order=in_order, masks=own_masks)
+        if own_masks is not None:
+            looked_at = [(needs[row], limits[row] or 0) for row in narrow]
+            too_short = [narrow[place] for place in short_rows(own_masks, ids, own.ids, looked_at)]
+            candidates = candidates.without(too_short)
+            wide += too_short
+        ranked = [candidates] if candidates.rows else []
+    return ranked + _rank_wide(source, hidden, requests, wide, edits, masks)
+
+
+def _rank_wide(
+    source: LogitSource,
+    hidden: Tensor,
+    requests: Sequence[Request],
+    rows: list[int],
+    edits: Edits,
+    masks: Masks | None,
+) -> list[Candidates]:
+    """Rank all tokens of these rows, each by itself."""
+    ranked = []
+    for start in range(0, len(rows), WIDE_ROWS):
+        group = rows[start : start + WIDE_ROWS]
         every = source.logits(hidden[group]).cpu().numpy()
         for place, row in enumerate(group):
             own = edits.of_rows([row])
             ids = np.concatenate([np.arange(every.shape[1])[None, :], own.ids], axis=1)
             logits = every[place, ids]  # NO_ID reads some logit, which its bias of -inf undoes
-            ranked.append(rank([row], ids, logits, own, [requests[row]], in_order=False))
+            own_masks = of_rows(masks, [row])
+            ranked.append(rank([row], ids, logits, own, [requests[row]], in_order=False, masks=own_masks))
     return ranked
 
 

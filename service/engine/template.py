@@ -6,6 +6,7 @@ tokenizer_config.json, a string or a list of named templates of which "default" 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from service.engine.errors import RequestError
 from service.engine.prompt import Message
 from service.engine.render_budget import MAX_CPU_S, RenderBudget, spending
 from service.engine.sandbox import MeteredEnvironment
+from service.engine.tools import OPENING, Tool, described
 
 TEMPLATE_FILE = "chat_template.jinja"
 MAX_TEMPLATE_CHARS = 2**20
@@ -44,14 +46,27 @@ class ChatTemplate:
         except (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TemplateSourceError(f"the chat template is not valid: {_reason(error)}") from None
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, up to where the model shall go on. Raises RequestError."""
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+    @property
+    def takes_tools(self) -> bool:
+        """Whether it writes tools and calls itself, in the one spelling of calls that is read again."""
+        return OPENING in self.source
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+        """The conversation as text, up to where the model shall go on; tools for a template that takes them.
+
+        Raises RequestError.
+        """
         num_chars = sum(len(message.role) + len(message.content) for message in messages)
+        num_chars += sum(len(call.arguments) for message in messages for call in message.tool_calls)
+        num_chars += sum(len(tool.description) + len(tool.parameters) for tool in tools)
         try:
             with spending(RenderBudget(num_chars, self._max_cpu_s)):
                 return self._template.render(
-                    messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+                    messages=[_turn(message) for message in messages],
+                    tools=[described(tool) for tool in tools] or None,
+                    documents=None,
+                    add_generation_prompt=True,
+                    **self._special_tokens,
                 )
         except Exception as error:  # a template is a program of the checkpoint and may raise anything
             reason = f"the model's chat template does not take these messages: {_reason(error)}"
@@ -76,6 +91,23 @@ def find_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | No
     if found is not None and not isinstance(found, str):
         raise TemplateSourceError("the chat template is neither a text nor a list of named texts")
     return found
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message as templates expect it: arguments of calls as objects, not as text."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
 
 
 def _reason(error: BaseException) -> str:

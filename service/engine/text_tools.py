@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from service.engine.errors import ContextLengthExceeded, InvalidParameter
-from service.engine.prompt import ChatPrompt, Message, PromptEncoder, refuse_unknown_ids
+from service.engine.prompt import ChatPrompt, Message, PromptEncoder, num_chars, refuse_unknown_ids
+from service.engine.tools import Tool
 
 
 class TextTools(PromptEncoder, Protocol):
@@ -21,7 +22,7 @@ class TextTools(PromptEncoder, Protocol):
         """The ids of a text, with or without what the tokenizer puts before one, special tokens parsed or not."""
         ...
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         """What the chat template makes of a conversation. Raises RequestError."""
         ...
 
@@ -47,8 +48,8 @@ def tokenize(source: PlainText | ChatPrompt, n_ctx: int, tools: TextTools) -> li
     """The ids of a text, or of a conversation as its template writes it. Raises RequestError,
     ContextLengthExceeded for more text than `n_ctx` tokens can spell."""
     if isinstance(source, ChatPrompt):
-        _refuse_too_long(sum(len(message.content) for message in source.messages), n_ctx, tools)
-        return tools.encode_chat(source.messages)
+        _refuse_too_long(num_chars(source), n_ctx, tools)
+        return tools.encode_chat(source.messages, source.tools)
     _refuse_too_long(len(source.text), n_ctx, tools)
     return tools.encode_plain(source.text, add_special=source.add_special, parse_special=source.parse_special)
 
@@ -63,10 +64,10 @@ def detokenize(token_ids: Sequence[int], n_ctx: int, tools: TextTools) -> str:
 
 def render(prompt: ChatPrompt, n_ctx: int, tools: TextTools) -> str:
     """What the chat template makes of a conversation. Raises RequestError, ContextLengthExceeded."""
-    _refuse_too_long(sum(len(message.content) for message in prompt.messages), n_ctx, tools)
-    return tools.render_chat(prompt.messages)
+    _refuse_too_long(num_chars(prompt), n_ctx, tools)
+    return tools.render_chat(prompt.messages, prompt.tools)
 
 
-def _refuse_too_long(num_chars: int, n_ctx: int, tools: TextTools) -> None:
-    if num_chars > n_ctx * tools.max_token_chars:
-        raise ContextLengthExceeded(-(-num_chars // tools.max_token_chars), n_ctx, at_least=True)
+def _refuse_too_long(length: int, n_ctx: int, tools: TextTools) -> None:
+    if length > n_ctx * tools.max_token_chars:
+        raise ContextLengthExceeded(-(-length // tools.max_token_chars), n_ctx, at_least=True)

@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias
 
 from service.engine.engine import Engine
 from service.engine.errors import Draining, EngineDead, ModelLoading
+from service.engine.grammar_compiler import GrammarCompiler
 from service.engine.request import Delta, Request
 from service.engine.text_tools import TextTools
 
@@ -48,11 +49,15 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a factory makes. The engine thread owns `engine`; `tokenizer` is called from admission threads."""
+    """What a factory makes. The engine thread owns `engine`; `tokenizer` is called from admission threads.
+
+    grammars: None where no output can be constrained.
+    """
 
     engine: Engine
     tokenizer: TextTools
     info: EngineInfo
+    grammars: GrammarCompiler | None = None
 
 
 class EngineThread:

@@ -23,6 +23,8 @@ from service.engine.errors import RequestError
 from service.engine.prompt import Message
 from service.engine.template import ChatTemplate, TemplateSourceError, find_template
 from service.engine.token_bytes import UnknownDecoderError, spell_vocabulary
+from service.engine.tool_messages import in_words
+from service.engine.tools import Tool
 
 MAX_TOKENIZER_BYTES = 256 * 2**20
 MAX_CONFIG_BYTES = 16 * 2**20
@@ -118,10 +120,11 @@ class Tokenizer:
         eos_ids = frozenset(eos_token_ids) | (frozenset() if own_eos is None else {own_eos})
         return Tokenizer(backend, eos_ids=eos_ids, template=template, vocab_size=vocab_size, special_tokens=special)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """The ids of a conversation, up to where the model shall answer. Raises RequestError."""
-        protected, guard = self._guard.protect(messages)
-        text = self.render_chat(protected)
+        messages, tools = self._in_its_words(messages, tools)
+        protected, guard = self._guard.protect(messages, tools)
+        text = self._render(protected, self._guard.protect_tools(tools, guard))
         with _faults("messages"):
             if guard in text:
                 return self._begun(self._aliased_tokenizer().encode(text, guard))
@@ -134,14 +137,25 @@ class Tokenizer:
             ids = self._backend.encode(text, add_special_tokens=False).ids
         return self._begun(ids) if begins else ids
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         """The text of a conversation, up to where the model shall answer. Raises RequestError."""
+        return self._render(*self._in_its_words(messages, tools))
+
+    def _in_its_words(
+        self, messages: Sequence[Message], tools: Sequence[Tool]
+    ) -> tuple[Sequence[Message], Sequence[Tool]]:
+        """A conversation that the template can write."""
+        if self._template is None or self._template.takes_tools:
+            return messages, tools
+        return in_words(messages, tools), ()
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
         if self._template is None:
             raise RequestError("this model has no chat template; use the completion endpoint", "messages")
         for message in messages:
             _refuse_surrogates(message.role, "messages")
             _refuse_surrogates(message.content, "messages")
-        text = self._template.render(messages)
+        text = self._template.render(messages, tools)
         _refuse_surrogates(text, "messages")
         return text
 

@@ -181,9 +181,7 @@ def test_a_value_that_asks_for_nothing_is_served(client: Client, name: str) -> N
         assert client.post("/chat/completions", {**CHAT, name: value}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "field", [{"best_of": True}, {"best_of": 2}, {"logprobs": 0}, {"echo": 0}, {"tools": [{}]}, {"response_format": {}}]
-)
+@pytest.mark.parametrize("field", [{"best_of": True}, {"best_of": 2}, {"logprobs": 0}, {"echo": 0}, {"tools": [{}]}])
 def test_what_only_resembles_a_neutral_value_is_not_supported(client: Client, field: dict[str, Any]) -> None:
     error_of(client.post("/completion", {"prompt": "a", **field}), 400, "not_supported")
 
@@ -240,6 +238,7 @@ def test_more_generations_than_one_request_may_have_are_refused_with_the_limit(p
             assert "128" in error["message"]
 
 
+CALL = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 MESSAGES: list[tuple[Any, str]] = [
     (None, "invalid_parameter"),
     ([], "invalid_parameter"),
@@ -259,7 +258,23 @@ MESSAGES: list[tuple[Any, str]] = [
     ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "invalid_parameter"),
     ([{"role": "user", "content": [{"text": "a"}]}], "invalid_parameter"),
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a"}}]}], "not_supported"),
-    ([{"role": "tool", "content": "a", "tool_call_id": "x"}], "not_supported"),
+    ([{"role": "tool", "content": "a"}], "invalid_parameter"),
+    ([{"role": "user", "content": "a", "tool_call_id": "x"}], "invalid_parameter"),
+    ([{"role": "assistant"}], "invalid_parameter"),
+    ([{"role": "user", "content": "a", "tool_calls": [CALL]}], "invalid_parameter"),
+    (
+        [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[]"}}]}],
+        "invalid_parameter",
+    ),
+    (
+        [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{"}}]}],
+        "invalid_parameter",
+    ),
+    (
+        [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "a b", "arguments": ""}}]}],
+        "invalid_parameter",
+    ),
+    ([{"role": "assistant", "tool_calls": [{**CALL, "type": "custom"}]}], "invalid_parameter"),
     ([{"role": "function", "content": "a"}], "not_supported"),
     *(([{"role": "assistant", "content": "a", name: [{}]}], "not_supported") for name in NEUTRAL_IN_MESSAGE),
 ]

@@ -19,11 +19,15 @@ from numpy.typing import NDArray
 from service.engine.async_engine import AsyncEngine, EngineInfo, EngineOptions, Loaded
 from service.engine.blocks import BlockPool
 from service.engine.engine import Engine
+from service.engine.grammar import MatcherError
+from service.engine.grammar_compiler import GrammarCompiler
 from service.engine.logprobs import score
 from service.engine.plan import RowResult, ScheduledRow, StepPlan
 from service.engine.prompt import Message
 from service.engine.request import Logprobs, Request
 from service.engine.scheduler import SchedulerLimits
+from service.engine.tool_messages import in_words
+from service.engine.tools import Tool
 
 BOS, EOS, TURN, COLON, END = 256, 257, 258, 259, 260
 VOCAB_SIZE = 261
@@ -40,9 +44,9 @@ class FakeTokenizer:
     max_token_chars = 1
     eos_ids = frozenset({EOS, END})
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         token_ids = [BOS]
-        for message in messages:
+        for message in in_words(messages, tools):
             token_ids += [TURN, *message.role.encode(), COLON, *message.content.encode(), END]
         return [*token_ids, TURN, *b"assistant", COLON]
 
@@ -57,8 +61,9 @@ class FakeTokenizer:
             token_ids += [EOS, *piece.encode()]
         return [BOS] * add_special + token_ids
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
-        return "".join(f"<{message.role}>{message.content}" for message in messages) + "<assistant>"
+    def render_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+        told = in_words(messages, tools)
+        return "".join(f"<{message.role}>{message.content}" for message in told) + "<assistant>"
 
     def spell(self, token_id: int) -> bytes:
         names = {BOS: b"<bos>", EOS: b"<eos>", TURN: b"<turn>", COLON: b"<colon>", END: b"<end>"}
@@ -100,6 +105,14 @@ def echoed(prefix: Sequence[int], request: Request) -> int:
         answer = prompt[1:]
     num_generated = len(prefix) - len(prompt)
     return answer[num_generated] if num_generated < len(answer) else EOS
+
+
+def obedient(prefix: Sequence[int], request: Request) -> int:
+    """As `endless`; with a grammar, any token that it allows, and an end as soon as it may end."""
+    if request.matcher is None:
+        return endless(prefix, request)
+    allowed = np.flatnonzero(request.matcher.mask()).tolist()
+    return EOS if EOS in allowed else int(allowed[hashed(prefix, request) % len(allowed)])
 
 
 @dataclass
@@ -154,7 +167,10 @@ class FakeRunner:
         scores = [told(prefix[: place + 1], request.token_ids[place + 1], num_top) for place in row.scored]
         if not row.sample:
             return RowResult(-1, prompt_logprobs=tuple(scores))
-        token_id = self.choose(request.token_ids, request)
+        try:
+            token_id = self.choose(request.token_ids, request)
+        except MatcherError as error:
+            return RowResult(-1, str(error), is_grammar=True)
         wish = request.report.logprobs
         logprobs = None if wish is None else told(request.token_ids, token_id, wish)
         return RowResult(token_id, logprobs=logprobs, prompt_logprobs=tuple(scores))
@@ -200,12 +216,14 @@ def make_fake_engine(
     before_load: Callable[[], None] = lambda: None,
     options: EngineOptions | None = None,
     on_hang: Callable[[], None] = lambda: None,
+    grammars: bool = False,
     **engine: object,
 ) -> AsyncEngine:
     """A started AsyncEngine that answers by repeating what it was told (see `echoed`), `step_s` seconds a token.
 
     `before_load` runs in the engine thread before the state becomes ready: wait in it to stay "loading", raise in it
-    to fail. `engine` goes to `make_engine`. Call `shutdown()` at the end.
+    to fail. `engine` goes to `make_engine`. Outputs can be constrained with `grammars` (see `obedient`). Call
+    `shutdown()` at the end.
     """
 
     def load() -> Loaded:
@@ -225,7 +243,7 @@ def make_fake_engine(
             fingerprint="fp_fake",
             eos_ids=(EOS, END),
         )
-        return Loaded(made, FakeTokenizer(), info)
+        return Loaded(made, FakeTokenizer(), info, GrammarCompiler(FakeTokenizer()) if grammars else None)
 
     started = AsyncEngine(options or EngineOptions(max_queue=max_queue), on_hang=on_hang)
     started.start(load)

@@ -16,7 +16,7 @@ class Untouchable(FakeTokenizer):
     def encode_text(self, text: str) -> list[int]:
         raise AssertionError("tokenized before its length was looked at")
 
-    def encode_chat(self, messages: object) -> list[int]:
+    def encode_chat(self, messages: object, tools: object) -> list[int]:
         raise AssertionError("rendered before its length was looked at")
 
 

@@ -1,0 +1,54 @@
+"""What an output must obey (Grammar), and what the engine asks of it token by token (Matcher).
+
+Knows no grammar library: `grammar_compiler.py` makes matchers out of grammars.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+JSON_STYLE = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+    "coerce_one_of": False,
+    "lenient": False,
+}
+"""How JSON is written (llguidance's options): one white space between parts, since a model that may write any may write
+it for ever; and a schema is enforced whole or refused."""
+
+GrammarKind: TypeAlias = Literal["json_schema", "regex", "grammar", "lark"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A JSON schema, a regular expression, or a grammar in Lark's or llama.cpp's (GBNF) notation; `lark` is Lark's for
+    certain.
+
+    param: the field of the request it came from, which a refusal names.
+    """
+
+    kind: GrammarKind
+    text: str
+    param: str
+
+
+class MatcherError(Exception):
+    """A grammar came to its limits while it ran; `str()` is fit to be shown to a client."""
+
+
+class Matcher(Protocol):
+    """How far one generation has come in its grammar. Moved on by `advance` alone: looking changes nothing."""
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Which tokens may come next, bool [V], at least one: the ids that end a generation where the text may end,
+        nothing but them where it must. Raises MatcherError, and then always does."""
+        ...
+
+    def advance(self, token_id: int) -> None:
+        """The token, one that the mask allows, is part of the text now."""
+        ...
