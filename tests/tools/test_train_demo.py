@@ -21,6 +21,7 @@ from tools.held_out import HeldOutLoss, forward_of, held_out_loss
 from tools.train_demo import batches, data, export, model, muon, start, train, vocabulary
 from tools.train_demo.__main__ import main
 from tools.train_demo.model import DemoConfig, DemoModel
+from tools.train_demo.plot import plot_loss
 from tools.train_demo.vocabulary import BEGIN, END, END_OF_TURN, special_id
 
 TEXT = "Once upon a time there was a dog. The dog had a red ball. He liked the ball and the ball liked him. " * 8
@@ -212,6 +213,14 @@ def test_attention_in_blocks_equals_attention_in_one_call() -> None:
     q, k, v = torch.randn(2, 4, 300, 16), torch.randn(2, 2, 300, 16), torch.randn(2, 2, 300, 16)
     mask = batches.piece_mask(torch.randint(0, 40, (2, 300)), 0)
     assert torch.allclose(model.attend(q, k, v, mask), model.attend_fused(q, k, v, mask), atol=1e-5)
+
+
+def test_the_loss_curve_of_a_log_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib (extra `train`) is not installed here")
+    records = [{"tokens": step * 8192, "loss": 8.0 - step} for step in range(5)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    plot_loss(tmp_path / "log.jsonl", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ---------------------------------------------------------------- export and evaluation
