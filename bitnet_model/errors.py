@@ -23,9 +23,13 @@ class CheckpointError(Exception):
     def __init__(self, source: object, problems: Sequence[str]) -> None:
         assert problems, "a refusal needs a reason"
         self.problems = tuple(problems)
-        shown = self.problems[:MAX_SHOWN_PROBLEMS]
-        hidden = len(self.problems) - len(shown)
-        lines = [f"cannot serve {source}:", *(f"  - {problem}" for problem in shown)]
-        if hidden:
-            lines.append(f"  ... and {hidden} more problems")
-        super().__init__("\n".join(lines))
+        super().__init__(f"cannot use {source}:" + _listed(self.problems))
+
+
+def _listed(problems: Sequence[str]) -> str:
+    """One problem on the same line, several on a line each."""
+    if len(problems) == 1:
+        return f" {problems[0]}"
+    hidden = len(problems) - MAX_SHOWN_PROBLEMS
+    more = [f"... and {hidden} more problems"] if hidden > 0 else []
+    return "".join(f"\n  - {problem}" for problem in [*problems[:MAX_SHOWN_PROBLEMS], *more])
