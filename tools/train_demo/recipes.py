@@ -22,12 +22,12 @@ class Recipe:
 RECIPES = {
     # 5.8 M parameters, 3.3 MB exported.
     "cpu": Recipe(DemoConfig(), 48.0, 16, 2, 2, 0.02, 0.004, 120.0),
-    # 54 M parameters, 23 MB exported; every book of the corpus. Never run: no GPU has been at hand.
+    # 54 M parameters, 23 MB exported; every book of the corpus. Not run yet.
     "gpu": Recipe(
         DemoConfig(vocab_size=8192, hidden_size=640, num_layers=10, num_heads=10, num_kv_heads=5, ffn_size=1920),
         0.0,
         128,
-        32,  # about 20 GB of activations
+        32,  # an estimate: about 20 GB of activations
         1,
         0.02,
         0.003,
