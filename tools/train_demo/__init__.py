@@ -2,10 +2,18 @@
 
     python -m tools.train_demo prepare CORPUS --data DATA                  tokenizer and rows, once (20 s)
     python -m tools.train_demo train --data DATA --out RUN --minutes 120   again to go on; ends at its deadline
+    python -m tools.train_demo plot RUN/log.jsonl loss.png
     python -m tools.train_demo export RUN/checkpoint.pt --data DATA --out bitnet_model/demo
-    python -m tools.train_demo evaluate bitnet_model/demo CORPUS/heldout.txt.xz
-    python -m tools.train_demo sample bitnet_model/demo "Tell me a story about a dog."
+    python -m tools.evaluate bitnet_model/demo CORPUS/heldout.txt.xz --answers
 
-With a GPU the same commands use it (bf16 autocast); a larger model is, for instance, `train --hidden 512 --heads 8
---kv-heads 4 --ffn 1536 --layers 10 --rows-per-step 64 --rows-per-pass 64`.
+A second stage goes on from the weights of a first with rates that fall from its start and the chat-heavy mix:
+`train --start RUN/checkpoint.pt --muon-lr 0.009 --adam-lr 0.0018 --decay-from 0.05 --chat-from 0 --out SECOND`.
+
+On a machine with a GPU, half an hour in calls of at most nine minutes, the same line again until it says 100 %; OUT
+then holds a model of 54 M parameters in files below 16 MiB:
+
+    python -m tools.train_demo all CORPUS --work WORK --out OUT --minutes 25 --call-minutes 7.5 --max-part-mib 15
+
+A call on a new machine, without WORK, goes on from what an earlier one exported: add `--start FOLDER`. The machine
+needs torch, numpy, tokenizers, safetensors and rich, and no network.
 """

@@ -1,9 +1,12 @@
-"""Command line: `python -m train_demo prepare | train | export | evaluate | sample | plot` (run in `tools/`)."""
+"""Command line: `python -m tools.train_demo prepare | train | export | plot | all`."""
 
 import argparse
+import math
 import os
+import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,50 +14,56 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
 from . import data
-from .evaluate import (
-    Forward,
-    Sampling,
-    answer,
-    first_documents,
-    forward_of_checkpoint,
-    forward_of_folder,
-    held_out_loss,
-)
 from .export import export
-from .model import DemoConfig
+from .model import DemoModel
 from .plot import plot_loss
-from .train import Run, TrainSettings, train
+from .recipes import RECIPES, ROW_TOKENS
+from .start import load_start
+from .train import CHECKPOINT, LOG, Run, TrainSettings, train, trained_s
+from .vocabulary import BEGIN, special_id
+
+MIB = 1 << 20
+TOKENIZER = "tokenizer.json"
 
 
 def _prepare(args: argparse.Namespace) -> None:
+    recipe = RECIPES[args.recipe]
     sizes = data.prepare(
-        args.corpus, args.data, vocab_size=args.vocab_size, row_length=args.row_length + 1, min_ease=args.min_ease
+        args.corpus,
+        args.data,
+        vocab_size=recipe.config.vocab_size,
+        row_length=ROW_TOKENS + 1,
+        min_ease=recipe.min_ease,
     )
     print(" ".join(f"{name}: {size} tokens" for name, size in sizes.items()))
 
 
-def _train(args: argparse.Namespace) -> None:
-    tokenizer = Tokenizer.from_file(str(args.data / "tokenizer.json"))
-    sets = {name: data.Rows.load(args.data / f"{name}.npz") for name in data.SET_NAMES}
-    config = DemoConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=args.hidden,
-        num_layers=args.layers,
-        num_heads=args.heads,
-        num_kv_heads=args.kv_heads,
-        ffn_size=args.ffn,
-    )
-    settings = TrainSettings(
+def _settings(args: argparse.Namespace) -> TrainSettings:
+    recipe = RECIPES[args.recipe]
+    now, minutes = time.time(), args.minutes or recipe.minutes
+    return TrainSettings(
         out=args.out,
-        deadline=args.deadline or time.time() + 60 * args.minutes,
-        rows_per_step=args.rows_per_step,
-        rows_per_pass=args.rows_per_pass,
-        num_workers=args.workers,
+        deadline=args.deadline or now + 60 * minutes - trained_s(args.out),
+        stop_at=now + 60 * args.call_minutes,
+        rows_per_step=recipe.rows_per_step,
+        rows_per_pass=recipe.rows_per_pass,
+        num_workers=recipe.num_workers,
+        muon_lr=args.muon_lr or recipe.muon_lr,
+        adam_lr=args.adam_lr or recipe.adam_lr,
+        decay_from=args.decay_from,
+        chat_from=args.chat_from,
         device=args.device,
         max_steps=args.max_steps,
-        pause_file=args.pause_file,
+        compile=args.compile,
     )
-    run = Run(config, sets, settings, data.special_id(tokenizer, data.BEGIN))
+
+
+def _train(args: argparse.Namespace) -> None:
+    tokenizer = Tokenizer.from_file(str(args.data / TOKENIZER))
+    sets = {name: data.Rows.load(args.data / f"{name}.npz") for name in data.SET_NAMES}
+    torch.manual_seed(1)
+    model = load_start(args.start) if args.start else DemoModel(RECIPES[args.recipe].config)
+    run = Run(model, sets, _settings(args), special_id(tokenizer, BEGIN))
     run.load()
     signal.signal(signal.SIGTERM, lambda *_: setattr(run, "stop_requested", True))
     columns = (
@@ -68,103 +77,91 @@ def _train(args: argparse.Namespace) -> None:
         train(
             run,
             lambda run, loss: progress.update(
-                task, completed=run.progress(), description=f"step {run.step} loss {loss:.3f}"
+                task, completed=run.progress, description=f"step {run.step} loss {loss:.3f}"
             ),
         )
+    print(f"{run.step} steps, {run.tokens} tokens, {run.trained_s:.0f} s, {run.progress:.1%} of the run")
 
 
 def _export(args: argparse.Namespace) -> None:
-    size = export(args.checkpoint, args.data / "tokenizer.json", args.out)
-    print(f"{args.out}: model.safetensors has {size / 1e6:.2f} MB")
-
-
-def _forward(args: argparse.Namespace) -> tuple[Forward, Tokenizer]:
-    if args.model.is_dir():
-        return forward_of_folder(args.model), Tokenizer.from_file(str(args.model / "tokenizer.json"))
-    return forward_of_checkpoint(args.model), Tokenizer.from_file(str(args.tokenizer))
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    forward, tokenizer = _forward(args)
-    texts = first_documents(args.heldout, args.max_bytes, args.max_document_bytes)
-    print(held_out_loss(forward, tokenizer, texts, args.window))
-
-
-def _sample(args: argparse.Namespace) -> None:
-    forward, tokenizer = _forward(args)
-    for prompt in args.prompts:
-        text, ended = answer(forward, tokenizer, [{"role": "user", "content": prompt}], Sampling(), args.seed)
-        print(f"> {prompt}\n{text}{'' if ended else ' [cut]'}\n")
+    size = export(args.checkpoint, args.data / TOKENIZER, args.out, args.max_part_mib * MIB)
+    print(f"{args.out}: {size / 1e6:.2f} MB of weights")
 
 
 def _plot(args: argparse.Namespace) -> None:
     plot_loss(args.log, args.out)
 
 
+def _all(args: argparse.Namespace) -> None:
+    """What a borrowed machine is told in one line; as often as the run takes calls."""
+    args.data, args.out, folder = args.work / "data", args.work / "run", args.out
+    if not (args.data / "chat.npz").exists():
+        if args.start and args.start.is_dir():  # its ids mean what its tokenizer says
+            args.data.mkdir(parents=True, exist_ok=True)
+            shutil.copy(args.start / TOKENIZER, args.data)
+        _prepare(args)
+    _train(args)
+    args.checkpoint, args.out = args.out / CHECKPOINT, folder
+    _export(args)
+    (folder / LOG).write_bytes((args.work / "run" / LOG).read_bytes())
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train_demo", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    prepare = commands.add_parser("prepare", help="make the tokenizer and the training rows")
-    prepare.add_argument("corpus", type=Path, help="folder with pretrain.txt.xz, pretrain.index.tsv.xz, chat.jsonl.xz")
-    prepare.add_argument("--data", type=Path, required=True)
-    prepare.add_argument("--vocab-size", type=int, default=4096)
-    prepare.add_argument("--row-length", type=int, default=512)
-    prepare.add_argument("--min-ease", type=float, default=55.0, help="books below this simplicity score are left out")
+    sized, corpus = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
+    sized.add_argument("--recipe", choices=RECIPES, default="gpu" if torch.cuda.is_available() else "cpu")
+    corpus.add_argument("corpus", type=Path, help="folder with pretrain.txt.xz, pretrain.index.tsv.xz, chat.jsonl.xz")
+    training, exporting = _training_options(), argparse.ArgumentParser(add_help=False)
+    exporting.add_argument("--max-part-mib", type=int, default=1 << 20, help="split the weights into files below this")
+    data_folder = argparse.ArgumentParser(add_help=False)
+    data_folder.add_argument("--data", type=Path, required=True, help="folder of the tokenizer and the rows")
+
+    prepare = commands.add_parser("prepare", parents=[sized, corpus, data_folder], help="make tokenizer and rows")
     prepare.set_defaults(run=_prepare)
 
-    training = commands.add_parser("train", help="train until the deadline, or go on from the last checkpoint")
-    training.add_argument("--data", type=Path, required=True)
-    training.add_argument("--out", type=Path, required=True, help="checkpoint.pt and log.jsonl go here")
-    training.add_argument("--minutes", type=float, default=90.0)
-    training.add_argument("--deadline", type=float, help="Unix time; goes before --minutes")
-    training.add_argument("--hidden", type=int, default=256)
-    training.add_argument("--layers", type=int, default=6)
-    training.add_argument("--heads", type=int, default=4)
-    training.add_argument("--kv-heads", type=int, default=2)
-    training.add_argument("--ffn", type=int, default=768)
-    training.add_argument("--rows-per-step", type=int, default=8)
-    training.add_argument("--rows-per-pass", type=int, default=2)
-    training.add_argument(
-        "--workers",
-        type=int,
-        default=1 if torch.cuda.is_available() else 2,
-        help="threads that run passes side by side",
+    train_help = "train until the deadline, or go on from the last checkpoint"
+    train_ = commands.add_parser("train", parents=[sized, training, data_folder], help=train_help)
+    train_.add_argument("--out", type=Path, required=True, help=f"{CHECKPOINT} and {LOG} go here")
+    train_.set_defaults(run=_train)
+
+    export_ = commands.add_parser(
+        "export", parents=[exporting, data_folder], help="write a checkpoint as a packed model folder"
     )
-    training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    training.add_argument("--max-steps", type=int, default=0)
-    training.add_argument("--pause-file", type=Path, help="the run sleeps while this file exists")
-    training.set_defaults(run=_train)
-
-    exporting = commands.add_parser("export", help="write a checkpoint as a packed model folder")
-    exporting.add_argument("checkpoint", type=Path)
-    exporting.add_argument("--data", type=Path, required=True, help="folder of `prepare`, for the tokenizer")
-    exporting.add_argument("--out", type=Path, required=True)
-    exporting.set_defaults(run=_export)
-
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("model", type=Path, help="an exported folder (run by transformers) or a checkpoint.pt")
-    model.add_argument("--tokenizer", type=Path, help="tokenizer.json, for a checkpoint.pt")
-    evaluating = commands.add_parser("evaluate", parents=[model], help="loss per token and per byte on held-out text")
-    evaluating.add_argument("heldout", type=Path, help="heldout.txt.xz")
-    evaluating.add_argument("--max-bytes", type=int, default=0, help="stop after the document that reaches this size")
-    evaluating.add_argument("--max-document-bytes", type=int, default=0, help="leave out longer documents (0: none)")
-    evaluating.add_argument("--window", type=int, default=512)
-    evaluating.set_defaults(run=_evaluate)
-
-    sampling = commands.add_parser("sample", parents=[model], help="answer prompts at the default sampling")
-    sampling.add_argument("prompts", nargs="+")
-    sampling.add_argument("--seed", type=int, default=1)
-    sampling.set_defaults(run=_sample)
+    export_.add_argument("checkpoint", type=Path)
+    export_.add_argument("--out", type=Path, required=True)
+    export_.set_defaults(run=_export)
 
     plotting = commands.add_parser("plot", help="draw the loss curve (needs matplotlib)")
-    plotting.add_argument("log", type=Path, help="log.jsonl of a run")
+    plotting.add_argument("log", type=Path, help=f"{LOG} of a run")
     plotting.add_argument("out", type=Path, help="picture to write")
     plotting.set_defaults(run=_plot)
+
+    all_ = commands.add_parser("all", parents=[sized, corpus, training, exporting], help="prepare, train, export")
+    all_.add_argument("--work", type=Path, required=True, help="rows and checkpoint are kept here between calls")
+    all_.add_argument("--out", type=Path, required=True, help="model folder, with the log of the run")
+    all_.set_defaults(run=_all)
     return parser
 
 
-def main() -> None:
-    args = _parser().parse_args()
+def _training_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--minutes", type=float, help="of the whole run, over all calls (default: the recipe's)")
+    options.add_argument("--deadline", type=float, help="Unix time; goes before --minutes")
+    options.add_argument("--call-minutes", type=float, default=math.inf, help="stop, to be called again, after these")
+    options.add_argument("--start", type=Path, help=f"{CHECKPOINT} or exported folder to begin with")
+    options.add_argument("--muon-lr", type=float)
+    options.add_argument("--adam-lr", type=float)
+    options.add_argument("--decay-from", type=float, default=0.35, help="where in the run the rates begin to fall")
+    options.add_argument("--chat-from", type=float, default=0.55, help="where in the run the second mix begins")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--max-steps", type=int, default=0)
+    options.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
     args.run(args)
 
 

@@ -1,4 +1,4 @@
-"""Corpus, tokenizer and training rows.
+"""Corpus and training rows.
 
 Turns the plain-text corpus and the chat file into fixed rows of token ids with a loss mask, once, so that training only
 slices arrays.  A row holds whole pieces, each opened by <|begin_of_text|>; attention stays inside a piece.
@@ -10,35 +10,29 @@ import json
 import lzma
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
-BEGIN, END, END_OF_TURN = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
-NUM_SPECIALS = 16  # +0 begin, +1 end, +9 end of turn, as in Llama 3; the rest is reserved
-SEPARATOR = "<|endoftext|>"
-CHAT_TEMPLATE = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}"
-    "{% set content = message['role'] | capitalize + ': '+ message['content'] | trim + '<|eot_id|>' %}"
-    "{{ content }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
-)
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from tools.documents import read_documents
+
+from .subjects import Subjects, asked_things
+from .vocabulary import END, END_OF_TURN, special_id, train_tokenizer
+
 # How often a conversation of a source enters an epoch (fractions: that share of them).  Sources that invent bookings
 # and opinions stay out or low: a model of this size would learn their tone, not their sense.
 CHAT_WEIGHTS = {
-    "templates": 4.0,
+    "templates": 6.0,
     "personality-chat": 2.0,
     "chatterbot-corpus": 2.0,
-    "country-json": 1.0,
+    "country-json": 6.0,
     "wordnet": 0.5,
-    "sentence-with-word": 0.5,
+    "sentence-with-word": 2.0,
+    "story-tinystories": 0.3,  # their requests name something that is often beside the story; see subjects.py
     "self-instruct-seeds": 1.0,
     "dolly": 1.0,
     "fairytaleqa": 0.05,  # long questions, answers of a few words: much work for few targets
@@ -66,6 +60,7 @@ SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are a friendly assistant.
 SYSTEM_SHARE = 0.1
 JOINED_SHARE = 0.15
 MAX_JOINED_CHARS = 300
+MAX_STORY_CHARS = 1700  # what fits a row of 512 tokens
 
 Message = dict[str, str]
 
@@ -87,18 +82,6 @@ class Rows:
 
 
 # ---------------------------------------------------------------- corpus
-def read_documents(path: Path) -> Iterator[str]:
-    """Documents of an .xz text whose documents end with a separator line."""
-    lines: list[str] = []
-    with lzma.open(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            if line.rstrip("\n") == SEPARATOR:
-                yield "".join(lines).strip()
-                lines.clear()
-            else:
-                lines.append(line)
-
-
 def read_index(path: Path) -> list[tuple[str, float]]:
     """(source, ease) of every pre-training document in order."""
     with lzma.open(path, "rt", encoding="utf-8") as file:
@@ -120,60 +103,6 @@ def chat_copies(source: str, messages: list[Message], rng: random.Random) -> int
     if source in ("templates", "personality-chat") and FIRST_WORDS.match(messages[0]["content"]):
         weight *= FIRST_WORDS_FACTOR
     return int(weight) + (rng.random() < weight % 1)
-
-
-# ---------------------------------------------------------------- tokenizer
-def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE with Llama 3's pipeline; the last NUM_SPECIALS ids are special."""
-    base = vocab_size - NUM_SPECIALS
-    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    tokenizer.pre_tokenizer = _pre_tokenizer()
-    trainer = trainers.BpeTrainer(
-        vocab_size=base,
-        special_tokens=[],
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() != base:
-        raise ValueError(f"the text gives only {tokenizer.get_vocab_size()} tokens, {base} are wanted")
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special_names()])
-    tokenizer.post_processor = processors.Sequence(
-        [
-            processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(
-                single=f"{BEGIN} $A",
-                pair=f"{BEGIN} $A {BEGIN}:1 $B:1",
-                special_tokens=[(BEGIN, special_id(tokenizer, BEGIN))],
-            ),
-        ]
-    )
-    return tokenizer
-
-
-def special_names() -> list[str]:
-    """Special tokens in id order."""
-    named = {0: BEGIN, 1: END, 9: END_OF_TURN}
-    reserved = iter(range(NUM_SPECIALS))
-    return [named.get(i) or f"<|reserved_special_token_{next(reserved)}|>" for i in range(NUM_SPECIALS)]
-
-
-def special_id(tokenizer: Tokenizer, name: str) -> int:
-    """Id of a special token that must be there."""
-    token_id: int | None = tokenizer.token_to_id(name)
-    if token_id is None:
-        raise ValueError(f"the tokenizer has no {name}")
-    return token_id
 
 
 # ---------------------------------------------------------------- pieces and rows
@@ -241,11 +170,12 @@ def prepare(
     rng = random.Random(seed)
     out.mkdir(parents=True, exist_ok=True)
     texts = _plain_texts(corpus, min_ease)
-    chats = _conversations(corpus, rng)
+    chats = _conversations(corpus, texts["story"], rng)
     tokenizer_path = out / "tokenizer.json"
     if not tokenizer_path.exists():
         rendered = ("".join(part for part, _ in render(m)).replace(END_OF_TURN, "\n") for m in chats)
-        train_tokenizer([*texts["story"], *texts["tale"], *rendered], vocab_size).save(str(tokenizer_path))
+        plain = (*texts["story"], *texts["tale"], *texts["book"][::4])
+        train_tokenizer([*plain, *rendered], vocab_size).save(str(tokenizer_path))
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     sets = {
         "chat": pack_rows([encode_chat(tokenizer, m) for m in chats], row_length, special_id(tokenizer, END)),
@@ -269,15 +199,28 @@ def _plain_texts(corpus: Path, min_ease: float) -> dict[str, list[str]]:
     return texts
 
 
-def _conversations(corpus: Path, rng: random.Random) -> list[list[Message]]:
+def _conversations(corpus: Path, stories: list[str], rng: random.Random) -> list[list[Message]]:
     """The conversations of an epoch in random order, each ending in an answer."""
     records = read_chats(corpus / "chat.jsonl.xz")
     chats = [messages for source, messages in records for _ in range(chat_copies(source, messages, rng))]
     chats = [m[: -1 if m[-1]["role"] != "assistant" else None] for m in chats]
+    chats += _requested(stories, records, rng)
     chats += [_joined(chats, rng) for _ in range(int(JOINED_SHARE * len(chats)))]
     chats = [_with_system_prompt(messages, rng) for messages in chats]
     rng.shuffle(chats)
     return chats
+
+
+def _requested(stories: list[str], records: list[tuple[str, list[Message]]], rng: random.Random) -> list[list[Message]]:
+    """Requests for stories and the stories."""
+    things = asked_things(m[0]["content"] for source, m in records if source.startswith("story-"))
+    subjects = Subjects(stories, things)
+    asked = [(subjects.request(story, rng), story) for story in stories if len(story) <= MAX_STORY_CHARS]
+    return [
+        [{"role": "user", "content": request}, {"role": "assistant", "content": story}]
+        for request, story in asked
+        if request
+    ]
 
 
 def _joined(chats: list[list[Message]], rng: random.Random) -> list[Message]:

@@ -15,8 +15,22 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .data import BEGIN, CHAT_TEMPLATE, END, END_OF_TURN, special_id
 from .model import DemoConfig, DemoModel, absmean
+from .vocabulary import BEGIN, CHAT_TEMPLATE, END, END_OF_TURN, special_id
+
+HEADER_BYTES = 256  # more than a tensor's entry in the header of a safetensors file
+# Fields of DemoConfig as config.json spells them.
+CONFIG_NAMES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "ffn_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "max_positions": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+}
 
 
 def ternary_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,16 +73,8 @@ def model_config(config: DemoConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "architectures": ["BitNetForCausalLM"],
         "model_type": "bitnet",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.ffn_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
+        **{name: getattr(config, field) for field, name in CONFIG_NAMES.items()},
         "hidden_act": "relu2",
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
         "tie_word_embeddings": True,
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -124,18 +130,54 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def load_checkpoint(path: Path, device: str = "cpu") -> tuple[DemoModel, dict[str, Any]]:
-    """The trained model of a checkpoint.pt, and the run's counters."""
-    state = torch.load(path, map_location=device)
-    model = DemoModel(DemoConfig(**state["config"])).to(device)
+def load_checkpoint(path: Path) -> DemoModel:
+    """The model of a checkpoint.pt."""
+    state = torch.load(path, map_location="cpu", mmap=True)
+    model = DemoModel(DemoConfig(**state["config"]))
     model.load_state_dict(state["model"])
-    counters = {name: state[name] for name in ("step", "tokens", "trained_s", "epochs")}
-    return model.eval(), counters
+    return model
 
 
-def export(checkpoint: Path, tokenizer_path: Path, out: Path) -> int:
-    """Write the model folder; returns the size of model.safetensors in bytes."""
-    model, _ = load_checkpoint(checkpoint)
+def parts_of(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
+    """Tensors in order, cut so that the file of each part stays below `max_bytes`; a larger tensor has its own."""
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        file_bytes = tensor.nbytes + HEADER_BYTES
+        if parts[-1] and size + file_bytes > max_bytes:
+            parts.append({})
+            size = 0
+        parts[-1][name] = tensor
+        size += file_bytes
+    return parts
+
+
+def write_weights(tensors: dict[str, Tensor], out: Path, max_part_bytes: int) -> None:
+    """model.safetensors, or numbered parts and their index; files of an earlier export are replaced.
+
+    Written beside and moved: a server that maps the old file keeps it.
+    """
+    parts = parts_of(tensors, max_part_bytes)
+    names = [f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)]
+    names = names if len(parts) > 1 else ["model.safetensors"]
+    for name, part in zip(names, parts, strict=True):
+        temporary = out / (name + ".tmp")
+        save_file(part, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)
+        temporary.replace(out / name)
+    for old in out.glob("model*.safetensors*"):
+        if old.name not in names:
+            old.unlink()
+    if len(parts) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        weight_map = {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def export(checkpoint: Path, tokenizer_path: Path, out: Path, max_part_bytes: int = 1 << 40) -> int:
+    """Write the model folder; returns the size of its weights in bytes."""
+    model = load_checkpoint(checkpoint)
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))
@@ -143,13 +185,9 @@ def export(checkpoint: Path, tokenizer_path: Path, out: Path) -> int:
         "config.json": model_config(model.config, tokenizer),
         "generation_config.json": generation_config(model.config, tokenizer),
         "tokenizer_config.json": tokenizer_config(tokenizer),
-        "special_tokens_map.json": {"bos_token": BEGIN, "eos_token": END},
     }
     for name, content in files.items():
         (out / name).write_text(json.dumps(content, indent=2) + "\n")
-    # Written beside and moved: a server that maps the old file keeps it.
-    temporary = out / "model.safetensors.tmp"
-    save_file(packed_tensors(model), temporary, metadata={"format": "pt"})
-    temporary.chmod(0o644)
-    temporary.replace(out / "model.safetensors")
-    return (out / "model.safetensors").stat().st_size
+    tensors = packed_tensors(model)
+    write_weights(tensors, out, max_part_bytes)
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,186 +1,112 @@
 """The time-boxed training loop.
 
-One run goes through both stages: plain text first, chats mixed in later, and the learning rate falls to zero exactly at
-the deadline.  Progress is trained seconds / (trained seconds + seconds to the deadline), so a pause shortens the run
-instead of moving its end, and a restarted run finds its place again.
+One run goes through both stages: plain text first, chats mixed in later, and the learning rate falls to zero exactly
+at the deadline.  Every step moves progress by its share of what is left: its usual seconds / seconds to the deadline.
+So a run that is stopped, killed and started again, or slowed by other work never jumps in its schedule and still ends
+on time.
 
-Sources: Jordan et al. 2024, "Muon" (orthogonalized momentum for matrices, quintic Newton-Schulz coefficients);
-Ma et al. 2025, "BitNet b1.58 2B4T Technical Report" (weight decay only in the first stage).
+Source: Ma et al. 2025, "BitNet b1.58 2B4T Technical Report" (weight decay only in the first stage).
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from .batches import FIRST_MIX, SECOND_MIX, Sampler, piece_mask
 from .data import Rows
-from .model import DemoConfig, DemoModel
+from .model import DemoModel
+from .muon import make_optimizers
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 WARMUP = 0.02  # of the whole run
-DECAY_FROM = 0.35
 WEIGHT_DECAY_UNTIL = 0.5
-CHAT_FROM = 0.45
-# Share of rows by set before and after CHAT_FROM.  A little chat from the start costs nothing and teaches the format.
-FIRST_MIX = {"story": 0.65, "tale": 0.1, "book": 0.05, "chat": 0.2}
-SECOND_MIX = {"story": 0.15, "tale": 0.0, "book": 0.0, "chat": 0.85}
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """Everything a run needs besides the data; `deadline` is Unix time."""
+    """Everything a run needs besides model and data.
+
+    `deadline` is the Unix time at which the run is complete, `stop_at` the one at which this process saves and leaves
+    what is left of the run to the next.
+    """
 
     out: Path
     deadline: float
-    rows_per_step: int = 12
+    stop_at: float = math.inf
+    rows_per_step: int = 16
     rows_per_pass: int = 2
     num_workers: int = 2
     muon_lr: float = 0.02
     adam_lr: float = 4e-3
     weight_decay: float = 0.1
+    decay_from: float = 0.35  # progress at which the learning rate begins to fall
+    chat_from: float = 0.55  # progress at which the second mix begins
     save_every_s: float = 180.0
     device: str = "cpu"
+    bf16: bool = True
     seed: int = 1
     max_steps: int = 0  # 0: until the deadline
-    pause_file: Path | None = None
+    compile: bool = False  # takes a C++ compiler; pays after a few minutes
 
 
-# ---------------------------------------------------------------- optimizer
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrices of a stack [S, N, K], approximately (singular values in about 0.7 to 1.2)."""
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x: Tensor = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
-    return x.mT if tall else x
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized, for 2-D weights.
-
-    torch.optim.Muon takes one matrix after the other in bf16, which CPUs without bf16 units emulate slowly; this one
-    works in fp32 on stacks of equal shape.
-    """
-
-    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, pool: ThreadPoolExecutor) -> None:
-        super().__init__(params, {"lr": lr, "momentum": 0.95, "weight_decay": weight_decay})
-        self.pool = pool
-
-    def step(self, closure: object = None) -> None:  # type: ignore[override] # noqa: ARG002
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-            for param in group["params"]:
-                by_shape.setdefault(param.shape, []).append(param)
-            stacks = sorted(by_shape.values(), key=lambda params: -params[0].numel() * len(params))
-            list(self.pool.map(lambda params, group=group: self._step_stack(params, group), stacks))
-
-    @torch.no_grad()
-    def _step_stack(self, params: list[nn.Parameter], group: dict[str, float]) -> None:
-        directions = []
-        for param in params:
-            grad = cast(Tensor, param.grad)
-            momentum = self.state[param].setdefault("momentum", torch.zeros_like(param))
-            momentum.lerp_(grad, 1 - group["momentum"])
-            directions.append(grad.lerp(momentum, group["momentum"]))  # Nesterov
-        rows, columns = params[0].shape
-        lr = group["lr"] * max(1.0, rows / columns) ** 0.5
-        for param, update in zip(params, orthogonalize(torch.stack(directions)), strict=True):
-            param.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-lr)
-
-
-def make_optimizers(model: DemoModel, settings: TrainSettings, pool: ThreadPoolExecutor) -> list[torch.optim.Optimizer]:
-    """Muon for the projections, Adam for the embedding and the gains."""
-    matrices = [p for n, p in model.named_parameters() if n.endswith("_proj.weight")]
-    others = [p for n, p in model.named_parameters() if not n.endswith("_proj.weight")]
-    return [
-        Muon(matrices, settings.muon_lr, settings.weight_decay, pool),
-        torch.optim.AdamW(others, settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-
-
-def lr_factor(progress: float) -> float:
-    """Warm up, hold, then fall linearly to a hundredth; `progress` in [0, 1]."""
+def lr_factor(progress: float, decay_from: float) -> float:
+    """Warm up, hold, then fall linearly to a hundredth; `progress` in [0, 1], `decay_from` in [WARMUP, 1)."""
     if progress < WARMUP:
         return max(progress / WARMUP, 0.01)
-    if progress < DECAY_FROM:
+    if progress < decay_from:
         return 1.0
-    return max(0.01, (1 - progress) / (1 - DECAY_FROM))
+    return max(0.01, (1 - progress) / (1 - decay_from))
 
 
-# ---------------------------------------------------------------- batches
-class Sampler:
-    """Draws rows without repetition inside an epoch of each set, sets by their share."""
-
-    def __init__(self, sets: dict[str, Rows], seed: int) -> None:
-        self.sets = sets
-        self.rng = np.random.default_rng(seed)
-        self._orders: dict[str, Iterator[int]] = {name: self._order(name) for name in sets}
-        self.epochs = dict.fromkeys(sets, 0.0)
-
-    def _order(self, name: str) -> Iterator[int]:
-        while True:
-            yield from self.rng.permutation(len(self.sets[name].token_ids)).tolist()
-
-    def draw(self, num_rows: int, mix: dict[str, float]) -> tuple[Tensor, Tensor]:
-        """token_ids [B, L] int64 and loss [B, L] bool."""
-        names = self.rng.choice(list(mix), size=num_rows, p=list(mix.values()))
-        ids, loss = [], []
-        for name in names.tolist():
-            row = next(self._orders[name])
-            self.epochs[name] += 1 / len(self.sets[name].token_ids)
-            ids.append(self.sets[name].token_ids[row].astype(np.int64))
-            loss.append(self.sets[name].loss[row])
-        return torch.from_numpy(np.stack(ids)), torch.from_numpy(np.stack(loss))
+def head_loss(embedding: Tensor, states: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross entropy of states [T, H] at targets [T]."""
+    return functional.cross_entropy(functional.linear(states, embedding).float(), targets, reduction="sum")
 
 
-def piece_mask(token_ids: Tensor, begin_id: int) -> Tensor:
-    """Causal attention inside a piece: bool [B, 1, T, T] of token_ids [B, T]."""
-    piece = (token_ids == begin_id).cumsum(-1)
-    return ((piece[:, :, None] == piece[:, None, :]).tril())[:, None]
-
-
-def batch_loss(model: DemoModel, token_ids: Tensor, loss: Tensor, begin_id: int) -> Tensor:
-    """Summed cross entropy over the targets of rows [B, L]."""
-    inputs, targets = token_ids[:, :-1], token_ids[:, 1:]
-    states = model.hidden(inputs, piece_mask(inputs, begin_id))
-    wanted = loss[:, 1:]
-    # Only target places go through the head: on chat rows that is about half of them.
-    return functional.cross_entropy(model.logits(states[wanted]).float(), targets[wanted], reduction="sum")
-
-
-# ---------------------------------------------------------------- the run
 class Run:
     """Model, optimizers and counters of one training run, with what it takes to stop and go on."""
 
-    def __init__(self, config: DemoConfig, sets: dict[str, Rows], settings: TrainSettings, begin_id: int) -> None:
-        torch.manual_seed(settings.seed)
+    def __init__(self, model: DemoModel, sets: dict[str, Rows], settings: TrainSettings, begin_id: int) -> None:
         self.settings, self.begin_id = settings, begin_id
         self.device = torch.device(settings.device)
-        self.model = DemoModel(config).to(self.device)
+        self.model = model.to(self.device)
         # Threads that each run whole passes, instead of threads inside every operator: with 2 busy cores shared with
         # other work, operator barriers cost more than half of the speed.
+        torch.set_num_threads(1)
+        if settings.compile:
+            self.model.compile_parts()
+        self.head_loss = torch.compile(head_loss, dynamic=True) if settings.compile else head_loss
         self.pool = ThreadPoolExecutor(settings.num_workers, initializer=torch.set_num_threads, initargs=(1,))
-        self.optimizers = make_optimizers(self.model, settings, self.pool)
+        self.optimizers = make_optimizers(
+            self.model, settings.muon_lr, settings.adam_lr, settings.weight_decay, self.pool
+        )
         self.base_lrs = [o.param_groups[0]["lr"] for o in self.optimizers]
-        self.step, self.tokens, self.trained_s = 0, 0, 0.0
+        self.step, self.tokens, self.progress, self.step_s = 0, 0, 0.0, 0.0
+        self.trained_s, self.cpu_s = 0.0, 0.0
         self.stop_requested = False
         self.sampler = Sampler(sets, settings.seed)
 
-    def progress(self) -> float:
-        left_s = max(0.0, self.settings.deadline - time.time())
-        return self.trained_s / max(1e-9, self.trained_s + left_s) if left_s else 1.0
+    def advance(self, step_s: float) -> None:
+        """Move `progress` by the share that one step has in the time left; a stop counts as twice usual."""
+        usual_s = self.step_s or step_s
+        self.step_s = 0.95 * usual_s + 0.05 * min(step_s, 2 * usual_s)
+        left_s = max(self.step_s, self.settings.deadline - time.time())
+        self.progress += (1 - self.progress) * self.step_s / left_s
+
+    def warm_up(self) -> None:
+        """Compile what is to be compiled, before the clock of the steps runs."""
+        if self.settings.compile:
+            row_length = next(iter(self.sampler.sets.values())).token_ids.shape[1]
+            rows = torch.full((self.settings.rows_per_pass, row_length), self.begin_id, device=self.device)
+            self._pass(rows, torch.ones_like(rows, dtype=torch.bool))
 
     def save(self) -> None:
         """Write checkpoint.pt whole or not at all."""
@@ -190,32 +116,34 @@ class Run:
             "optimizers": [o.state_dict() for o in self.optimizers],
             "step": self.step,
             "tokens": self.tokens,
+            "progress": self.progress,
             "trained_s": self.trained_s,
+            "cpu_s": self.cpu_s,
             "epochs": self.sampler.epochs,
         }
         temporary = self.settings.out / "checkpoint.tmp"
         torch.save(state, temporary)
-        temporary.replace(self.settings.out / "checkpoint.pt")
+        temporary.replace(self.settings.out / CHECKPOINT)
 
     def load(self) -> None:
         """Go on from checkpoint.pt if there is one; rows are drawn anew, seeded by the step."""
-        path = self.settings.out / "checkpoint.pt"
+        path = self.settings.out / CHECKPOINT
         if not path.exists():
             return
         state = torch.load(path, map_location=self.device)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.tokens, self.trained_s = state["step"], state["tokens"], state["trained_s"]
+        self.step, self.tokens, self.progress = state["step"], state["tokens"], state["progress"]
+        self.trained_s, self.cpu_s = state["trained_s"], state["cpu_s"]
         self.sampler = Sampler(self.sampler.sets, self.settings.seed + self.step)
         self.sampler.epochs |= state["epochs"]
 
     def train_step(self) -> float:
         """One update; returns the mean loss per target token."""
-        start = time.time()
-        progress = self.progress()
-        self._schedule(progress)
-        mix = FIRST_MIX if progress < CHAT_FROM else SECOND_MIX
+        start, start_cpu = time.time(), time.process_time()
+        self._schedule(self.progress)
+        mix = FIRST_MIX if self.progress < self.settings.chat_from else SECOND_MIX
         token_ids, loss = self.sampler.draw(self.settings.rows_per_step, mix)
         token_ids, loss = token_ids.to(self.device), loss.to(self.device)
         num_targets = int(loss[:, 1:].sum())
@@ -233,13 +161,19 @@ class Run:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens += token_ids[:, 1:].numel()
-        self.trained_s += time.time() - start
+        self.cpu_s += time.process_time() - start_cpu
+        step_s = time.time() - start
+        self.trained_s += step_s
+        self.advance(step_s)
         return total / num_targets
 
     def _pass(self, token_ids: Tensor, loss: Tensor) -> tuple[float, tuple[Tensor, ...]]:
         """Summed loss and gradients of some rows; touches nothing shared, so several may run at once."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            summed = batch_loss(self.model, token_ids, loss, self.begin_id)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
+            inputs, targets, wanted = token_ids[:, :-1], token_ids[:, 1:], loss[:, 1:]
+            states = self.model.hidden(inputs, piece_mask(inputs, self.begin_id))
+            # Only target places go through the head: on chat rows that is about half of them.
+            summed = self.head_loss(self.model.model.embed_tokens.weight, states[wanted], targets[wanted])
         return float(summed.detach()), torch.autograd.grad(summed, list(self.model.parameters()))
 
     def _accumulate(self, grads: tuple[Tensor, ...], factor: float) -> None:
@@ -249,23 +183,27 @@ class Run:
     def _schedule(self, progress: float) -> None:
         for optimizer, base in zip(self.optimizers, self.base_lrs, strict=True):
             group = optimizer.param_groups[0]
-            group["lr"] = base * lr_factor(progress)
+            group["lr"] = base * lr_factor(progress, self.settings.decay_from)
             if "momentum" in group:
                 group["weight_decay"] = self.settings.weight_decay if progress < WEIGHT_DECAY_UNTIL else 0.0
 
     def finished(self) -> bool:
-        return self.stop_requested or time.time() >= self.settings.deadline or 0 < self.settings.max_steps <= self.step
+        settings = self.settings
+        out_of_time = time.time() >= min(settings.deadline, settings.stop_at)
+        return self.stop_requested or out_of_time or 0 < settings.max_steps <= self.step
 
 
 def train(run: Run, report: Callable[[Run, float], None]) -> None:
-    """Train until the deadline; `report` is called after every step, log.jsonl gets a line every ten."""
+    """Train until the deadline or until told to stop.
+
+    `report` is called after every step, log.jsonl gets a line every ten and at the end, checkpoint.pt is written
+    every few minutes.
+    """
     settings = run.settings
     settings.out.mkdir(parents=True, exist_ok=True)
+    run.warm_up()
     saved_at, recent = time.time(), []
     while not run.finished():
-        if settings.pause_file and settings.pause_file.exists():
-            time.sleep(0.5)
-            continue
         loss = run.train_step()
         if not math.isfinite(loss):
             raise FloatingPointError(f"loss {loss} at step {run.step}")
@@ -277,7 +215,15 @@ def train(run: Run, report: Callable[[Run, float], None]) -> None:
         if time.time() - saved_at > settings.save_every_s:
             run.save()
             saved_at = time.time()
+    if recent:
+        _log(run, sum(recent) / len(recent))
     run.save()
+
+
+def trained_s(out: Path) -> float:
+    """Seconds of training behind the checkpoint of a run's folder; 0 without one."""
+    path = out / CHECKPOINT
+    return float(torch.load(path, map_location="cpu", mmap=True)["trained_s"]) if path.exists() else 0.0
 
 
 def _log(run: Run, loss: float) -> None:
@@ -285,8 +231,10 @@ def _log(run: Run, loss: float) -> None:
         "step": run.step,
         "loss": round(loss, 4),
         "tokens": run.tokens,
+        "progress": round(run.progress, 4),
         "trained_s": round(run.trained_s, 1),
-        "progress": round(run.progress(), 4),
+        "cpu_s": round(run.cpu_s, 1),
+        "time": round(time.time(), 1),
     }
-    with (run.settings.out / "log.jsonl").open("a") as file:
+    with (run.settings.out / LOG).open("a") as file:
         file.write(json.dumps(record) + "\n")
