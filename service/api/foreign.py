@@ -67,6 +67,11 @@ NEUTRAL_IN_MESSAGES: Mapping[str, tuple[object, ...]] = {
 }
 
 
+def _drop_refused(schema: dict[str, Any]) -> None:
+    for name in _NO_PLACE:
+        schema["properties"].pop(name, None)
+
+
 class InputText(BaseModel):
     """Text of an item; what a client sends back of our own output has the type output_text."""
 
@@ -79,13 +84,15 @@ class InputText(BaseModel):
 class InputItem(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
-    type: Literal["message"] = "message"
+    type: Literal["message"] | None = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[InputText], Field(fail_fast=True)]
 
 
 class ResponsesBody(Generation):
     """POST /v1/responses."""
+
+    model_config = ConfigDict(json_schema_extra=_drop_refused)
 
     input: str | Annotated[list[InputItem], Field(min_length=1, fail_fast=True)]
     instructions: str | None = Field(None, description="a system message before the input")
@@ -119,6 +126,8 @@ class Conversation(BaseModel):
 
 class MessagesBody(Conversation, Generation):
     """POST /v1/messages."""
+
+    model_config = ConfigDict(json_schema_extra=_drop_refused)
 
     max_tokens: int = Field(ge=1, description="most tokens to generate")
     stop: Stops | None = Field(

@@ -125,7 +125,9 @@ def prompts(body: NativeBody) -> list[Prompt]:
 FAMILY = Family(NativeBody, prompts, NativeAnswer, "cmpl")
 
 
-@router.post("/completion", **generation_docs(NativeBody, "Continue a text"))
-@router.post("/completions", **generation_docs(NativeBody, "Continue a text (another name of /completion)"))
+@router.post("/completion", **generation_docs(NativeBody, "Continue a text", listed=True))
+@router.post(
+    "/completions", **generation_docs(NativeBody, "Continue a text (another name of /completion)", listed=True)
+)
 async def completion(request: Request) -> Response:
     return await FAMILY.respond(request)

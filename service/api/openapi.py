@@ -18,6 +18,14 @@ from service.api.schemas import Generation
 _REF = "#/components/schemas/{model}"
 _FAULTS = {400: "something in the request is wrong, not supported or does not fit", 413: "the body is too large"}
 
+# Before OpenAPI 3.2 the schema of a stream is that of each of its events.
+_EVENT = {
+    "type": "object",
+    "description": "One event: `data` is a JSON object as text, in the last event `[DONE]`.",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+
 
 class ErrorDetail(BaseModel):
     """`param` names the field at fault, where there is one."""
@@ -51,17 +59,21 @@ COMMON = _errors(
     }
 )
 UNAVAILABLE = _errors({503: "loading, draining, dead, or the queue is full; Retry-After says when to try again"})
+BAD_QUERY = _errors({400: "a parameter of the query is wrong"})
 UNSERVED = _errors({501: "switched off on this server"})
 
 
-def generation_docs(body: type[Generation], summary: str) -> dict[str, Any]:
-    """Arguments of a router's `post` for a generation route."""
+def generation_docs(body: type[Generation], summary: str, *, listed: bool = False) -> dict[str, Any]:
+    """Arguments of a router's `post` for a generation route; `listed`: several answers come as a bare array."""
+    whole: dict[str, Any] = {"type": "object"}
+    if listed:
+        whole = {"anyOf": [whole, {"type": "array", "items": whole}]}
     answers: dict[int | str, dict[str, Any]] = {
         200: {
             "description": "the whole answer, or its events where `stream` is true",
             "content": {
-                "application/json": {"schema": {"type": "object"}},
-                "text/event-stream": {"schema": {"type": "string"}},
+                "application/json": {"schema": whole},
+                "text/event-stream": {"schema": _EVENT},
             },
         },
     }

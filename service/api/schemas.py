@@ -63,7 +63,7 @@ def _read_logit_bias(value: object) -> object:
 
 
 def _token_id(name: str) -> object:
-    return int(name) if name.isdecimal() and len(name) < 20 else name
+    return int(name) if name.isascii() and name.isdecimal() and len(name) < 20 else name
 
 
 def _bias(entry: object) -> Bias:
@@ -107,13 +107,21 @@ LogitBias = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "object", "maxProperties": MAX_BIASES, "additionalProperties": _BIAS_SCHEMA},
+                {
+                    "type": "object",
+                    "maxProperties": MAX_BIASES,
+                    "propertyNames": {"pattern": "^[0-9]{1,19}$"},
+                    "additionalProperties": {"anyOf": [_BIAS_SCHEMA, {"const": False}]},
+                },
                 {
                     "type": "array",
                     "maxItems": MAX_BIASES,
                     "items": {
                         "type": "array",
-                        "prefixItems": [{"type": "integer"}, {"anyOf": [_BIAS_SCHEMA, {"const": False}]}],
+                        "prefixItems": [
+                            {"type": "integer", "minimum": 0},
+                            {"anyOf": [_BIAS_SCHEMA, {"const": False}]},
+                        ],
                         "minItems": 2,
                         "maxItems": 2,
                     },
@@ -215,6 +223,10 @@ class ChatBody(OpenAIBody, ToolFields):
     top_logprobs: TopLogprobs | None = Field(None, description="with logprobs: so many of the likeliest beside it")
 
 
+def _or_false(schema: dict[str, Any]) -> None:
+    schema["anyOf"].append({"const": False})
+
+
 class CompletionBody(OpenAIBody):
     """POST /v1/completions."""
 
@@ -223,7 +235,9 @@ class CompletionBody(OpenAIBody):
         None, description="begin the text with the prompt; with logprobs, those of its tokens, too"
     )
     logprobs: Annotated[TopLogprobs | None, BeforeValidator(lambda value: None if value is False else value)] = Field(
-        None, description="tell the logprob of each token, with so many of the likeliest"
+        None,
+        description="tell the logprob of each token, with so many of the likeliest; false = absent",
+        json_schema_extra=_or_false,
     )
     best_of: int | None = Field(None, description="the same as n, or absent")
 

@@ -11,10 +11,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.api.errors import invalid_parameter
 from service.api.exchange import service_of
-from service.api.openapi import COMMON, UNAVAILABLE
+from service.api.openapi import BAD_QUERY, COMMON, UNAVAILABLE
 from service.api.parameters import generation_settings, read_limits, read_sampling
 from service.api.schemas import Generation
+from service.api.unserved import show
 from service.engine.engine import Progress
 from service.engine.errors import QueueFull
 from service.metrics import CONTENT_TYPE
@@ -52,7 +54,7 @@ async def props(request: Request) -> dict[str, Any]:
 @router.get(
     "/slots",
     summary="What is running, without its text",
-    responses={**COMMON, **UNAVAILABLE},
+    responses={**COMMON, **BAD_QUERY, **UNAVAILABLE},
     openapi_extra={
         "parameters": [
             {
@@ -67,8 +69,11 @@ async def props(request: Request) -> dict[str, Any]:
 async def slots(request: Request) -> list[dict[str, Any]]:
     engine = service_of(request).engine
     engine.raise_if_unavailable()
+    wish = request.query_params.get("fail_on_no_slot", "0")
+    if wish not in ("0", "1"):
+        raise invalid_parameter("fail_on_no_slot", f"invalid 'fail_on_no_slot': should be 0 or 1 (got {show(wish)})")
     info, running = engine.info, engine.progress()
-    if request.query_params.get("fail_on_no_slot") == "1" and len(running) >= info.max_running:
+    if wish == "1" and len(running) >= info.max_running:
         raise QueueFull(info.max_running)
     idle = range(len(running), info.max_running)
     return [_busy(i, progress) for i, progress in enumerate(running)] + [_idle(i, info.n_ctx) for i in idle]

@@ -41,10 +41,10 @@ class ContextLengthExceeded(RequestError):
     """The prompt does not fit `n_ctx` tokens. `n_prompt_tokens` is a lower bound where `at_least` is set."""
 
     def __init__(self, n_prompt_tokens: int, n_ctx: int, *, at_least: bool = False) -> None:
-        # Agents of two worlds look for one phrase or the other, so the message holds both.
+        # Agents of three worlds look for one phrase or the other, so the message holds them all.
         count = f"at least {n_prompt_tokens}" if at_least else f"{n_prompt_tokens}"
         super().__init__(
-            f"the request ({count} tokens) exceeds the available context size ({n_ctx} tokens): "
+            f"prompt is too long: {count} tokens, which exceeds the available context size ({n_ctx} tokens): "
             f"this request's maximum context length is {n_ctx} tokens, prompt and output together"
         )
         self.n_prompt_tokens = n_prompt_tokens

@@ -43,6 +43,7 @@ WRONG_TYPES: list[tuple[str, Any]] = [
     *(("stop", value) for value in [0, True, {}, [1], ["a", None], [["a"]]]),
     *(("logit_bias", value) for value in [0, "a", True, [1], [[1]], [[1, 2, 3]], [[1, "a"]], [[True, 1]], {"1": "a"}]),
     *(("logit_bias", value) for value in [{"1": True}, [[1, True]], [[1.0, 1]], {"-1": 1}, {"1.5": 1}, {"x": 1}]),
+    ("logit_bias", {"\N{ARABIC-INDIC DIGIT ONE}": 1}),
     *(("stream_options", value) for value in [0, "a", [], {"include_usage": 1}]),
     *(("model", value) for value in [0, [], {}]),
 ]

@@ -58,6 +58,34 @@ def test_the_ranges_of_the_fields_are_told(document: dict[str, Any]) -> None:
     assert document["components"]["schemas"]["ChatBody"]["required"] == ["messages"]
 
 
+def test_what_the_fields_take_beside_their_type_is_told(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert {"const": False} in schemas["CompletionBody"]["properties"]["logprobs"]["anyOf"]
+    by_id = schemas["ChatBody"]["properties"]["logit_bias"]["anyOf"][0]
+    assert by_id["propertyNames"] == {"pattern": "^[0-9]{1,19}$"}
+
+
+@pytest.mark.parametrize("name", ["ResponsesBody", "MessagesBody"])
+def test_what_a_route_always_refuses_is_not_in_its_body(document: dict[str, Any], name: str) -> None:
+    fields = document["components"]["schemas"][name]["properties"]
+    assert "temperature" in fields
+    assert fields.keys().isdisjoint({"response_format", "grammar", "n", "timings_per_token"})
+
+
+def test_an_event_of_a_stream_is_described_as_an_object_with_data(document: dict[str, Any]) -> None:
+    answer = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]
+    assert answer["content"]["text/event-stream"]["schema"]["required"] == ["data"]
+
+
+def test_several_native_answers_may_come_as_an_array(document: dict[str, Any]) -> None:
+    answers = {
+        path: document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+        for path in ("/completion", "/v1/completions")
+    }
+    assert [option["type"] for option in answers["/completion"]["anyOf"]] == ["object", "array"]
+    assert answers["/v1/completions"] == {"type": "object"}
+
+
 def test_the_model_route_names_its_parameter(document: dict[str, Any]) -> None:
     (parameter,) = document["paths"]["/v1/models/{model_id}"]["get"]["parameters"]
     assert (parameter["name"], parameter["in"]) == ("model_id", "path")

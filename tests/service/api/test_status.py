@@ -28,6 +28,12 @@ def test_idle_slots_are_all_free(client: Client) -> None:
     ]
 
 
+@pytest.mark.parametrize("wish", ["2", "true", ""])
+def test_a_wish_that_slots_do_not_know_is_refused(client: Client, wish: str) -> None:
+    error = error_of(client.get("/slots", params={"fail_on_no_slot": wish}), 400, "invalid_parameter")
+    assert error["param"] == "fail_on_no_slot"
+
+
 def test_slots_show_what_runs_without_a_word_of_it() -> None:
     with Client(choose=endless, step_s=0.002, n_ctx=400, max_running=1) as client:
         seen = []
