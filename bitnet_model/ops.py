@@ -184,45 +184,39 @@ class Ops(Protocol):
 def load_ops(backend: Backend, *, isa: str = "auto", threads: int | None) -> Ops:
     """Load the wing for `backend`; logs what was chosen and why.
 
-    `isa` is the CPU wing's instruction set, `threads` its number of threads (None: all
-    the cores this process may use). Raises BackendUnavailable when something
-    asked for by name cannot run here; "auto" never does.
+    `isa` is the CPU wing's instruction set, `threads` its number of threads (None: all the cores this process may use).
+    "auto" takes a GPU that will do, else the CPU. Raises BackendUnavailable when something asked for by name cannot run
+    here; "auto" never does.
     """
     if backend == "triton":
-        return _load_triton()
+        return _load_triton("asked for")
     if backend not in ("auto", "cpu"):
         raise ValueError(f"backend must be auto, triton or cpu, not {backend!r}")
+    why = "asked for"
+    if backend == "auto":
+        try:
+            return _load_triton("auto: there is a GPU that will do")
+        except BackendUnavailable as error:
+            why = f"auto: {error}"
     import cpu_fallback
 
     try:
         ops: Ops = cpu_fallback.load(isa, threads)
     except RuntimeError as error:
         raise BackendUnavailable(str(error)) from error
-    why = "asked for" if backend == "cpu" else f"auto: {_why_not_triton()}"
     logger.info("backend cpu (%s): %s", why, ", ".join(f"{key} {value}" for key, value in ops.describe().items()))
     return ops
 
 
-def _load_triton() -> Ops:
+def _load_triton(why: str) -> Ops:
     import triton_kernels
 
     try:
         ops: Ops = triton_kernels.load()
     except RuntimeError as error:
         raise BackendUnavailable(f"backend triton: {error}") from error
-    logger.info("backend triton (asked for): %s", ", ".join(f"{key} {value}" for key, value in ops.describe().items()))
+    logger.info("backend triton (%s): %s", why, ", ".join(f"{key} {value}" for key, value in ops.describe().items()))
     return ops
-
-
-def _why_not_triton() -> str:
-    """Why "auto" takes the CPU: there is no GPU, or the GPU wing has not been measured on a device yet.
-
-    The kernels are proved in Triton's interpreter and by their compiled code only. Until a run on a device is committed
-    under benchmarks/results/, nobody gets them without asking.
-    """
-    import triton_kernels
-
-    return triton_kernels.unavailable_reason() or "the GPU kernels are not proved on a device yet; --backend triton"
 
 
 def survey() -> dict[str, str | None]:
