@@ -63,10 +63,16 @@ class GrammarVocabulary(Protocol):
 
 
 class GrammarCompiler:
-    """Matchers over one vocabulary. Safe to use from several threads."""
+    """Matchers over one vocabulary. Safe to use from several threads.
+
+    The vocabulary is handed to the library with the first grammar: 128,000 tokens take it 45 MB and half a second,
+    which a server that is never asked for one does not pay.
+    """
 
     def __init__(self, vocabulary: GrammarVocabulary, *, num_compilers: int = 2, num_steppers: int = 2) -> None:
-        self._tokenizer, self._usable = _adapt(vocabulary)
+        self._vocabulary = vocabulary
+        self._adapted: tuple[LLTokenizer, NDArray[np.bool_]] | None = None
+        self._adapting = threading.Lock()
         self._limits = LLParserLimits(
             initial_lexer_fuel=100_000, step_lexer_fuel=100_000, max_lexer_states=10_000, verbose_errors=False
         )
@@ -89,7 +95,8 @@ class GrammarCompiler:
         num_bytes = BYTES_PER_GRAMMAR + BYTES_PER_TEXT_BYTE * text_bytes
         self._take(num_bytes)
         try:
-            matcher = GrammarMatcher(self._compile(grammar), self._usable, self._steppers)
+            tokenizer, usable = self._adapt()
+            matcher = GrammarMatcher(self._compile(grammar, tokenizer, usable), usable, self._steppers)
         except BaseException:
             self._freed.put(num_bytes)
             raise
@@ -115,28 +122,34 @@ class GrammarCompiler:
             self._live_bytes += num_bytes
             return self._live_bytes
 
-    def _compile(self, grammar: Grammar) -> LLMatcher:
+    def _adapt(self) -> tuple[LLTokenizer, NDArray[np.bool_]]:
+        with self._adapting:
+            if self._adapted is None:
+                self._adapted = _adapt(self._vocabulary)
+            return self._adapted
+
+    def _compile(self, grammar: Grammar, tokenizer: LLTokenizer, usable: NDArray[np.bool_]) -> LLMatcher:
         try:
             source = _source(grammar)
         except Exception as error:  # of the library's Python side, which raises bare ones
             reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise _refusal(grammar, reason) from None
-        matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
+        matcher = LLMatcher(tokenizer, source, log_level=0, limits=self._limits)
         if not matcher.is_error():
-            self._try_out(matcher.deep_copy(), grammar)
+            self._try_out(matcher.deep_copy(), grammar, usable)
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
             raise _refusal(grammar, matcher.get_error())
         return matcher
 
-    def _try_out(self, matcher: LLMatcher, grammar: Grammar) -> None:
+    def _try_out(self, matcher: LLMatcher, grammar: Grammar, usable: NDArray[np.bool_]) -> None:
         """Take the first few steps: what is too complex mostly shows there, and what no text satisfies."""
         for _ in range(NUM_TRIAL_TOKENS):
-            usable = np.flatnonzero(_bits(matcher.compute_bitmask(), self._usable))
-            if matcher.is_error() or not usable.size:
+            allowed = np.flatnonzero(_bits(matcher.compute_bitmask(), usable))
+            if matcher.is_error() or not allowed.size:
                 raise _refusal(grammar, matcher.get_error() or "no token of this model can begin it")
-            if matcher.is_stopped() or not matcher.consume_token(int(usable[0])):
+            if matcher.is_stopped() or not matcher.consume_token(int(allowed[0])):
                 break
         if matcher.is_error():
             raise _refusal(grammar, matcher.get_error())
