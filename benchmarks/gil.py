@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a checkpoint folder")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--switch-interval", type=float, default=1e-4, help="as in service/__main__.py")
+    parser.add_argument("--switch-interval", type=float, default=1e-4, help="as in service/cli.py")
     parser.add_argument("--window", type=float, default=2.0, help="seconds of one measurement")
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--json", type=Path)

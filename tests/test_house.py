@@ -32,7 +32,12 @@ LAW: dict[str, tuple[str, ...]] = {
     "service.compose": ("service", "bitnet_model"),
     "service.server": ("service.api", "service.config", "service.engine", "service.logs"),
     "service.api": (
-        *("service.api", "service.config", "service.engine", "service.logs", "service.metrics", "service.version"),
+        "service.api",
+        "service.config",
+        "service.engine",
+        "service.logs",
+        "service.metrics",
+        "service.version",
     ),
     "service.engine": ("service.engine",),
     "service.engine.runner": ("service.engine", "bitnet_model"),

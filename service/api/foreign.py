@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.errors import not_supported
-from service.api.schemas import Generation, Stops, read_body, refuse_other_parts, validated
+from service.api.schemas import Generation, Stops, TextPart, read_body, refuse_other_parts, validated
 from service.api.unserved import refuse_unserved, show, without_nulls
 from service.engine.prompt import ChatPrompt, Message
 
@@ -101,18 +101,11 @@ class ResponsesBody(Generation):
     )
 
 
-class TextBlock(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
-
-    type: Literal["text"]
-    text: str
-
-
 class MessageTurn(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
     role: Literal["user", "assistant"]
-    content: str | Annotated[list[TextBlock], Field(fail_fast=True)]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 class Conversation(BaseModel):
@@ -120,7 +113,7 @@ class Conversation(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
-    system: str | Annotated[list[TextBlock], Field(fail_fast=True)] | None = None
+    system: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     messages: list[MessageTurn] = Field(min_length=1, fail_fast=True)
 
 
@@ -204,6 +197,6 @@ def messages_prompt(body: Conversation) -> ChatPrompt:
     return ChatPrompt((*turns, *(Message(turn.role, text_of(turn.content)) for turn in body.messages)))
 
 
-def text_of(content: str | list[InputText] | list[TextBlock]) -> str:
+def text_of(content: str | list[InputText] | list[TextPart]) -> str:
     """The parts of a content as one text."""
     return content if isinstance(content, str) else "\n".join(part.text for part in content)

@@ -17,8 +17,8 @@ from service.api.openapi import BAD_QUERY, COMMON, UNAVAILABLE
 from service.api.parameters import generation_settings, read_limits, read_sampling
 from service.api.schemas import Generation
 from service.api.unserved import show
-from service.engine.engine import Progress
 from service.engine.errors import QueueFull
+from service.engine.progress import Progress
 from service.metrics import CONTENT_TYPE
 from service.version import own_version
 

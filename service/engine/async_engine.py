@@ -19,11 +19,11 @@ from typing import TypeVar
 
 from service.engine.breakers import Breakers
 from service.engine.choices import Choices
-from service.engine.engine import Progress
 from service.engine.errors import Draining, EngineError, GrammarsBusy, InvalidParameter, QueueFull
 from service.engine.generation import Generation
 from service.engine.grammar import Grammar, Matcher
-from service.engine.prompt import Prompt, PromptEncoder, encode_prompt
+from service.engine.progress import Progress
+from service.engine.prompt import Prompt, PromptEncoder, encode_prompt, refuse_unknown_ids
 from service.engine.request import NOTHING, Delta, FinishReason, Limits, Report, Request, SamplingParams
 from service.engine.stopwatch import Observer, Stopwatch
 from service.engine.text_tools import TextTools
@@ -209,7 +209,7 @@ class AsyncEngine:
         report: Report,
     ) -> list[Request]:
         loaded = self._thread.require()
-        _refuse_unknown_biases(params, loaded.info.vocab_size)
+        refuse_unknown_ids([token_id for token_id, _ in params.logit_bias], loaded.info.vocab_size, "logit_bias")
         loop = asyncio.get_running_loop()
         grammar_ends_s = loop.time() + self.options.grammar_deadline_s
         requests = []
@@ -322,9 +322,3 @@ class AsyncEngine:
 def _breakers(params: SamplingParams, tokenizer: PromptEncoder) -> Breakers | None:
     """What finds DRY's sequence breakers in one request's tokens, where it has DRY."""
     return Breakers(params.dry_sequence_breakers, tokenizer.spell) if params.dry_multiplier else None
-
-
-def _refuse_unknown_biases(params: SamplingParams, vocab_size: int) -> None:
-    for token_id, _ in params.logit_bias:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidParameter(f"token id {token_id} is outside the vocabulary of {vocab_size}", "logit_bias")

@@ -20,6 +20,7 @@ from service.engine.blocks import BlockPool
 from service.engine.detokenizer import Detokenizer
 from service.engine.errors import EngineDead, EngineError, GenerationFailed, GrammarFailed
 from service.engine.plan import RowResult, Runner, ScheduledRow, StepPlan
+from service.engine.progress import Progress
 from service.engine.request import Delta, FinishReason, Limits, Logprobs, Request, SamplingParams, StopKind
 from service.engine.scheduler import Scheduler, SchedulerLimits
 
@@ -37,19 +38,6 @@ class TextDecoder(Protocol):
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token adds to the text; b"" for special tokens."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a request is. num_computed: tokens of it in the KV cache, num_cached of them found there."""
-
-    id: str
-    n_ctx: int
-    num_prompt: int
-    num_cached: int
-    num_computed: int
-    num_generated: int
-    num_left: int
 
 
 @dataclass(slots=True)
@@ -284,18 +272,7 @@ class Engine:
 
     def progress(self) -> list[Progress]:
         """Of each running request, oldest first. Safe from any thread; the numbers may be of different instants."""
-        return [
-            Progress(
-                id=request.id,
-                n_ctx=request.limits.n_ctx,
-                num_prompt=len(request.prompt_ids),
-                num_cached=request.num_cached,
-                num_computed=request.num_computed,
-                num_generated=request.num_generated,
-                num_left=request.limit - request.total,
-            )
-            for request in tuple(self.scheduler.running)
-        ]
+        return [Progress.of(request) for request in tuple(self.scheduler.running)]
 
     def stats(self) -> dict[str, int]:
         """Gauges and counters since start. Safe from any thread; the numbers may be of different instants."""

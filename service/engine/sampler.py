@@ -70,7 +70,7 @@ def sample(source: LogitSource, hidden: Tensor, requests: Sequence[Request]) -> 
     drawn = [row for row, request in enumerate(requests) if is_drawable(request)]
     if len(drawn) == len(requests):
         return draw_rows(source.draw, hidden, requests)
-    others = [row for row in range(len(requests)) if row not in drawn]
+    others = sorted(set(range(len(requests))).difference(drawn))
     results = dict(zip(others, sample_ranked(source, hidden[others], [requests[row] for row in others]), strict=True))
     results |= zip(drawn, draw_rows(source.draw, hidden[drawn], [requests[row] for row in drawn]), strict=True)
     return [results[row] for row in range(len(requests))]
