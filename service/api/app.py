@@ -45,7 +45,7 @@ class Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = describe(self, API_VERSION, BODIES, self.state.service.settings.path_prefix)
+            self.openapi_schema = describe(self, API_VERSION, BODIES, self.state.service.settings)
         return self.openapi_schema
 
 
@@ -55,6 +55,7 @@ def create_app(engine: AsyncEngine, settings: Settings, times: StreamTimes | Non
         # The framework's pages load their scripts from the net; docs_page.py has one that needs nothing.
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
         exception_handlers={
             ApiError: answer_api_error,
