@@ -37,6 +37,7 @@ from service.engine.errors import EngineError
 from service.metrics import Metrics
 
 API_VERSION = "1"
+FAMILIES = (system, chat, completions, native, responses, messages, tokens, status, docs_page)
 BODIES = (ChatBody, CompletionBody, NativeBody, ResponsesBody, MessagesBody, CountBody, TokenizeBody, DetokenizeBody)
 
 
@@ -65,8 +66,7 @@ def create_app(engine: AsyncEngine, settings: Settings, times: StreamTimes | Non
     )
     engine.observer = metrics = Metrics(engine.stats)
     app.state.service = Service(engine, settings, times or StreamTimes(), metrics)
-    families = (system, chat, completions, native, responses, messages, tokens, status, docs_page)
-    for family in (*families, web_page) if settings.ui else families:
+    for family in (*FAMILIES, web_page) if settings.ui else FAMILIES:
         app.include_router(family.router)
     _add_layers(app, settings, metrics)
     return app

@@ -136,7 +136,7 @@ def generation_docs(
 
 def unserved_docs(summary: str) -> Docs:
     """Arguments of a router's `post` for a route that is switched off."""
-    return _docs(summary, _errors(_ALWAYS | _UNSERVED, ErrorObject))
+    return {**_docs(summary, _errors(_ALWAYS | _UNSERVED, ErrorObject)), "status_code": 501}
 
 
 def _event(shapes: Sequence[type[Shape]], *, named: bool) -> Schema:

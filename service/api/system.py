@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse
 
 from service.api.errors import ApiError
 from service.api.exchange import service_of
@@ -24,9 +25,9 @@ OK = {"status": "ok"}
 @router.head("/health", **head_docs("Can it serve?"))
 @router.get("/health", **get_docs("Can it serve?", Health))
 @router.get("/v1/health", **get_docs("Can it serve?", Health))
-async def health(request: Request) -> dict[str, str]:
+async def health(request: Request) -> JSONResponse:
     service_of(request).engine.raise_if_unavailable()
-    return OK
+    return JSONResponse(OK)
 
 
 @router.get("/health/live", **get_docs("Does the process turn?", Health, can_be_unavailable=False))

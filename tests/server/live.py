@@ -80,6 +80,24 @@ class Live:
         assert self.engine.stats()["inbox"] == 0
 
 
+class Loading(Live):
+    """A server whose model is loading until the end."""
+
+    def __init__(self) -> None:
+        self._may_load = threading.Event()
+        super().__init__(before_load=lambda: self._may_load.wait(60) and None)
+
+    def __enter__(self) -> Live:
+        self.thread.start()
+        wait_until(lambda: self.server.started)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._may_load.set()
+        wait_until(lambda: self.server.was_ready)
+        super().__exit__(*error)
+
+
 def request_bytes(path: str, body: bytes, extra: str = "") -> bytes:
     """A whole HTTP/1.1 POST."""
     return f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n{extra}\r\n".encode() + body
