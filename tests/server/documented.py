@@ -26,6 +26,7 @@ class Documented:
             if schema["type"] == "object":
                 schema["additionalProperties"] = False
         self.met: set[str] = set()
+        self._validators: dict[str, Draft202012Validator] = {}
 
     def routes(self) -> list[Route]:
         """(method, path) of every operation, methods in small letters."""
@@ -77,7 +78,10 @@ class Documented:
             self.met |= {name for name in named(schema) if self._is(one, name)}
 
     def _validator(self, schema: dict[str, Any]) -> Draft202012Validator:
-        return Draft202012Validator({**schema, "components": self._components})
+        key = json.dumps(schema)
+        if key not in self._validators:
+            self._validators[key] = Draft202012Validator({**schema, "components": self._components})
+        return self._validators[key]
 
     def _is(self, value: Any, name: str) -> bool:
         return bool(self._validator({"$ref": f"#/components/schemas/{name}"}).is_valid(value))
