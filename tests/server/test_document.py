@@ -28,7 +28,7 @@ CHATS: list[dict[str, Any]] = [
 NATIVES: list[dict[str, Any]] = [
     {"prompt": "Once upon", **SHORT},
     {"prompt": ["Once", [5, 6, "upon"]], **SHORT, "n": 2, "n_probs": 2, "return_tokens": True},
-    {"prompt": "Once upon", "seed": 1, "response_fields": []},
+    {"prompt": "Once upon", **SHORT, "response_fields": []},
 ]
 BODIES: dict[str, list[dict[str, Any]]] = {
     "/chat/completions": CHATS,
@@ -40,10 +40,10 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         {"prompt": ["Once", "upon"], **SHORT, "echo": True, "logprobs": 2, "prompt_logprobs": 1},
         {"prompt": [5, 6], **SHORT, "n": 2, "return_token_ids": True, "echo": True},
     ],
-    "/v1/responses": [{"input": "Once upon", "max_output_tokens": 6}, {"input": "Once", "logit_bias": {"2": 100}}],
+    "/v1/responses": [{"input": "Once upon", "max_output_tokens": 6}, {"input": "Once", "logit_bias": {"497": 100}}],
     "/v1/messages": [
         {"messages": MESSAGES, "max_tokens": 6},
-        {"messages": MESSAGES, "max_tokens": 60, "stop_sequences": ["a", "e", "t"]},
+        {"messages": MESSAGES, "max_tokens": 40, "stop_sequences": ["a", "e", "t"]},
     ],
 }
 PLAIN_BODIES: dict[str, list[dict[str, Any]]] = {
