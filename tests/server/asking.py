@@ -30,10 +30,10 @@ def ask(live: Live, path: str, **fields: Any) -> Any:
     return response.json() if response.headers["content-type"] == "application/json" else response.text
 
 
-def native(live: Live, **fields: Any) -> dict[str, Any]:
-    """One native completion, greedy and unpenalised unless the fields say otherwise, with its tokens."""
+def native(live: Live, **fields: Any) -> Any:
+    """A native completion, greedy and unpenalised unless the fields say otherwise, with its tokens."""
     plain = {"temperature": 0, "repeat_penalty": 1, "n_predict": 12, "return_tokens": True}
-    return dict(ask(live, "/completion", **{**plain, **fields}))
+    return ask(live, "/completion", **{**plain, **fields})
 
 
 def content_of(answer: Any) -> Any:

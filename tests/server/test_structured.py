@@ -14,10 +14,7 @@ import jsonschema
 import openai
 import pytest
 
-from service.compose import load
-from service.engine.async_engine import AsyncEngine
 from tests.server.live import Live
-from tests.service.api.asgi import settings_of
 from tests.service.engine.fakes import obedient
 from tests.service.engine.test_grammar_compiler import HOSTILE
 
@@ -38,17 +35,6 @@ TOOLS: list[Any] = [
 ]
 STORY = {"prompt": "Once upon a time", "n_predict": 60, "seed": 7, "ignore_eos": False}
 FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "animal", "schema": SCHEMA, "strict": True}}
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Live]:
-    """A server of the demo model."""
-    settings = settings_of(n_threads=2)
-    engine = AsyncEngine()
-    engine.start(lambda: load(settings))
-    with Live(engine=engine) as server:
-        yield server
-        server.at_rest()
 
 
 @pytest.fixture
