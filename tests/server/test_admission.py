@@ -106,12 +106,11 @@ def test_pages_of_other_origins_get_leave_where_it_is_set_and_only_there(live: L
 
 
 def test_an_id_of_the_client_comes_back_and_another_is_made_where_there_is_none(live: Live) -> None:
-    answers: list[httpx.Response] = [
-        live.http.get(live.url + "/health", headers={"X-Request-Id": "mine-1"}),
-        live.http.post(
-            live.url + "/completion", json={"prompt": "a", "stream": True}, headers={"X-Request-Id": "mine-1"}
-        ),
-        live.http.get(live.url + "/nowhere", headers={"X-Request-Id": "mine-1"}),
+    mine = {"X-Request-Id": "mine-1"}
+    answers = [
+        live.http.get(live.url + "/health", headers=mine),
+        live.http.post(live.url + "/completion", json={"prompt": "a", "stream": True}, headers=mine),
+        live.http.get(live.url + "/nowhere", headers=mine),
     ]
     assert [answer.headers["x-request-id"] for answer in answers] == ["mine-1"] * 3
     made = {live.http.get(live.url + "/health").headers["x-request-id"] for _ in range(3)}
