@@ -47,7 +47,7 @@ class Live:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self._serve, name="server")
         # A connection for each request; a client for each would read the machine's certificates every time.
-        self.http = httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
+        self.http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
     def _serve(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self.loop) as runner:

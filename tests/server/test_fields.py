@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.server.asking import MESSAGES, ask, content_of
@@ -156,7 +155,7 @@ def changes(live: Live, path: str, known: Mapping[str, Any], name: str, row: Row
 
 @pytest.mark.parametrize("path", ROWS)
 def test_every_field_of_a_body_changes_the_answer_or_is_known_not_to(model: Live, path: str) -> None:
-    known = fields_of(httpx.get(model.url + "/openapi.json", timeout=20).json(), path)
+    known = fields_of(model.http.get(model.url + "/openapi.json").json(), path)
     assert known.keys() - STILL == ROWS[path].keys()
     with ThreadPoolExecutor(8) as pool:
         moved = pool.map(lambda item: changes(model, path, known, *item), ROWS[path].items())

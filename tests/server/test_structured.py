@@ -156,7 +156,7 @@ def test_hostile_grammars_get_their_answers_while_a_stream_goes_on() -> None:
 
         def follow() -> None:
             body = {"prompt": "a", "stream": True, "n_predict": 15_000}
-            with httpx.stream("POST", live.url + "/completion", json=body, timeout=60) as response:
+            with live.http.stream("POST", live.url + "/completion", json=body) as response:
                 for _ in response.iter_lines():
                     stamps.append(time.monotonic())
                     if ended.is_set():
@@ -167,7 +167,7 @@ def test_hostile_grammars_get_their_answers_while_a_stream_goes_on() -> None:
         statuses = {}
         for name, (kind, text) in HOSTILE.items():
             before, started_s = len(stamps), time.monotonic()
-            response = httpx.post(live.url + "/completion", content=body_of(kind, text), timeout=60)
+            response = live.http.post(live.url + "/completion", content=body_of(kind, text))
             statuses[name] = response.status_code
             if time.monotonic() - started_s > 1.0:
                 assert len(stamps) > before + 20, f"the stream stood still during {name}"
