@@ -15,7 +15,7 @@ from service.engine.async_engine import AsyncEngine
 from tests.server.asking import STORY, ask, native
 from tests.server.live import Live
 from tests.service.api.asgi import error_of, events_of, settings_of
-from tests.service.engine.fakes import hashed
+from tests.service.engine.fakes import endless
 
 NUM_REQUESTS = 6
 
@@ -103,7 +103,7 @@ def test_a_row_that_fails_ends_its_own_request_and_no_other() -> None:
     def good(i: int) -> str:
         return str(ask(live, "/completion", prompt=f"good {i}", seed=i, n_predict=40)["content"])
 
-    with Live(choose=hashed, step_s=0.001, row_error=fail, max_running=8, max_queue=16, num_blocks=128) as live:
+    with Live(choose=endless, step_s=0.001, row_error=fail, max_running=8, max_queue=16, num_blocks=128) as live:
         before = [good(i) for i in range(4)]
         with ThreadPoolExecutor(8) as pool:
             bad = [pool.submit(live.post, "/completion", {"prompt": f"bad {i}", "n_predict": 40}) for i in range(2)]
