@@ -95,19 +95,23 @@ def test_an_operator_may_set_other_defaults(model: Live) -> None:
         assert (told["content"], told["stop_type"]) == ("a long ", "limit")
 
 
-def leading(model: Live, prompt: list[int], lead: float) -> list[list[float]]:
-    """Biases with which token 77 comes first after this prompt, 78 follows it by `lead`, and nothing else is near."""
+def leading(model: Live, prompt: list[int], lead: float, place: float = 50.0) -> list[list[Any]]:
+    """Biases with which token 77 comes first after this prompt, at about the logit `place`, 78 follows it by `lead`,
+    and nothing else may come."""
 
     def logprob(token_id: int) -> float:
         body = {"prompt": [*prompt, token_id], "max_tokens": 0, "echo": True, "logprobs": 0}
         return float(ask(model, "/v1/completions", **body)["choices"][0]["logprobs"]["token_logprobs"][-1])
 
-    return [[77, 50 - logprob(77)], [78, 50 - lead - logprob(78)]]
+    others = set(range(model.engine.info.vocab_size)) - {77, 78}
+    forbidden = [[token_id, False] for token_id in others]
+    return [[77, place - logprob(77)], [78, place - lead - logprob(78)], *forbidden]
 
 
-def test_penalties_look_back_over_the_prompt_as_far_as_repeat_last_n(model: Live) -> None:
+@pytest.mark.parametrize("place", [50.0, -50.0])  # a logit above 0 is divided, one below it multiplied
+def test_penalties_look_back_over_the_prompt_as_far_as_repeat_last_n(model: Live, place: float) -> None:
     prompt = [70, 71, 72, 77, 80, 81, 82, 83]
-    bias = leading(model, prompt, 1.0)
+    bias = leading(model, prompt, 1.0, place)
 
     def first(**fields: Any) -> int:
         return int(native(model, prompt=prompt, n_predict=1, logit_bias=bias, **fields)["tokens"][0])

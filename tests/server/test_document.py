@@ -107,6 +107,34 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(document
     assert {method for method, _ in served} == {"get", "post", "head"}
 
 
+@pytest.mark.parametrize(
+    ("path", "response"),
+    [
+        ("/health", httpx.Response(200, json={"status": "ok", "more": 1})),
+        ("/health", httpx.Response(200, json={})),
+        ("/health", httpx.Response(200, json={"status": "bad"})),
+        ("/health", httpx.Response(418, json={"status": "ok"})),
+        ("/health", httpx.Response(200, text="ok")),
+        ("/health", httpx.Response(503, json={"error": {"message": "m", "type": "server_error"}})),
+        ("/metrics", httpx.Response(200, text="")),
+    ],
+    ids=lambda item: str(getattr(item, "text", item))[:40],
+)
+def test_an_answer_that_is_not_as_the_document_says_is_noticed(
+    document: Documented, path: str, response: httpx.Response
+) -> None:
+    with pytest.raises(AssertionError):
+        document.check(("get", path), response)
+
+
+@pytest.mark.parametrize("data", ['{"object": "chat.completion.chunk"}', '{"error": {}}', "[]"])
+def test_an_event_that_is_not_as_the_document_says_is_noticed(document: Documented, data: str) -> None:
+    headers = {"content-type": "text/event-stream"}
+    for text in (f"data: {data}\n\ndata: [DONE]\n\n", f"data: {data}\n\n"):
+        with pytest.raises(AssertionError):
+            document.check(("post", "/chat/completions"), httpx.Response(200, headers=headers, text=text))
+
+
 def test_every_success_and_every_event_is_as_the_document_says(
     model: Live, document: Documented, http: httpx.Client
 ) -> None:
