@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastapi.routing import APIRoute
 from service.api import web_page
 from service.api.app import FAMILIES
 from service.api.shapes import SHAPES
+from service.engine.plan import StepPlan
 from tests.server.documented import Documented, Route
 from tests.server.live import Live, Loading, read_all, request_bytes
 from tests.service.engine.fakes import endless
@@ -163,14 +165,21 @@ def test_selected_fields_are_as_the_document_says(model: Live, document: Documen
 
 
 def test_what_is_running_is_as_the_document_says(http: httpx.Client) -> None:
-    with Live(choose=endless, step_s=0.01, n_ctx=200) as live:
+    seen = threading.Event()
+
+    def step(plan: StepPlan) -> None:
+        if any(row.request.num_generated == 3 for row in plan.rows):
+            seen.wait(10)
+
+    with Live(choose=endless, before_step=step) as live:
         document = Documented(live.url)
-        with httpx.stream("POST", live.url + "/completion", json={"prompt": "hi", "stream": True}) as answer:
+        with http.stream("POST", live.url + "/completion", json={"prompt": "hi", "stream": True}) as answer:
             next(answer.iter_bytes())
             response = http.get(live.url + "/slots")
+            seen.set()
         document.check(("get", "/slots"), response)
-        assert {"Slot"} <= document.met
-        assert response.json()[0]["is_processing"] is True
+        assert document.met == {"Slot"}
+        assert [slot["is_processing"] for slot in response.json()] == [True, False, False, False]
         live.at_rest()
 
 
