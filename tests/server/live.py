@@ -80,7 +80,7 @@ class Live:
         wait_until(lambda: self.engine.stats()["open"] == 0 and self.engine.stats()["blocks_used"] == 0)
         wait_until(lambda: not self.server.server_state.tasks)
         assert self.engine.stats()["idle_leaks"] == 0
-        assert self.engine.stats()["inbox"] == 0
+        wait_until(lambda: self.engine.stats()["inbox"] == 0)
 
 
 class Loading(Live):
