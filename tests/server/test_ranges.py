@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from service.api.unserved import NEUTRAL
-from tests.server.asking import LEAST, ask, content_of
+from tests.server.asking import LEAST, MESSAGES, ask, content_of
 from tests.server.live import Live
 from tests.service.api.asgi import error_of
 
@@ -80,26 +80,45 @@ LISTS: dict[str, tuple[list[Any], list[Any]]] = {
     "response_fields": ([["content"] * 64, ["no/such"]], [["content"] * 65, ["a" * 257], [1], "content"]),
     "prompt": (["", "a", [5], [5, "a"], ["a", "b"], [[5], "a", [5, "a"]]], [[], [[]], {}, 1, [True], [5.0], [[["a"]]]]),
 }
-IN_A_CHAT: dict[str, tuple[list[Any], list[Any]]] = {
-    "n": ([1, 8], [0, 9]),
-    "logprobs": ([False, True], [1, "true"]),
-    "top_logprobs": ([0, 20], [-1, 21]),
-    "prompt_logprobs": ([0, 20], [-1, 21]),
-    "messages": (
-        [[{"role": role, "content": "a"}] for role in ("user", "system", "developer", "assistant")],
-        [[], "a", {}, [1], [{}], [{"role": "user"}], [{"role": "nobody", "content": "a"}], [{"content": "a"}]],
-    ),
-}
-IN_A_TEXT: dict[str, tuple[list[Any], list[Any]]] = {
-    "n": ([1, 8], [0, 9]),
-    "logprobs": ([0, 20, False], [-1, 21, True]),
-    "best_of": ([1], [0, 2]),
-    "echo": ([True, False], [1, "yes"]),
+# What only one family has.
+PARTS = [{"type": "text", "text": "a"}]
+FAMILIES: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {
+    CHAT: {
+        "n": ([1, 8], [0, 9]),
+        "logprobs": ([False, True], [1, "true"]),
+        "top_logprobs": ([0, 20], [-1, 21]),
+        "prompt_logprobs": ([0, 20], [-1, 21]),
+        "messages": (
+            [[{"role": role, "content": PARTS}] for role in ("user", "system", "developer", "assistant")],
+            [[], "a", {}, [1], [{}], [{"role": "user"}], [{"role": "nobody", "content": "a"}], [{"content": "a"}]],
+        ),
+    },
+    OPENAI: {
+        "n": ([1, 8], [0, 9]),
+        "logprobs": ([0, 20, False], [-1, 21, True]),
+        "best_of": ([1], [0, 2]),
+        "echo": ([True, False], [1, "yes"]),
+    },
+    "/v1/responses": {
+        "max_output_tokens": ([1, 10**12], [0, -1, 1.5, "1", True]),
+        "input": (["", "a", [{"role": "user", "content": "a"}]], [[], 1, {}, [{"role": "tool", "content": "a"}]]),
+        "instructions": (["", "a"], [1, ["a"]]),
+    },
+    "/v1/messages": {
+        "max_tokens": ([1, 10**12], [0, -1, 1.5, "1", True]),
+        "stop_sequences": ([[], ["x"] * 16], [["x"] * 17, ["a" * 257], [1]]),
+        "system": (["", "a", PARTS], [1, {}]),
+        "messages": (
+            [[{"role": "user", "content": PARTS}], [{"role": "assistant", "content": "a"}, *MESSAGES]],
+            [[], "a", [1], [{"role": "user"}], [{"role": "system", "content": "a"}]],
+        ),
+    },
 }
 
 
 def body_of(path: str, name: str, value: Any) -> dict[str, Any]:
-    return {**LEAST[path], "max_tokens": 2, **({"logprobs": True} if path == CHAT else {}), name: value}
+    length = {} if name in ("n_ctx", "n_predict") else {"n_predict": 2}
+    return {**LEAST[path], **length, **({"logprobs": True} if path == CHAT else {}), name: value}
 
 
 def served(live: Live, path: str, name: str, values: list[Any]) -> None:
@@ -111,9 +130,11 @@ def served(live: Live, path: str, name: str, values: list[Any]) -> None:
 def refused(live: Live, path: str, name: str, values: list[Any]) -> None:
     for value in values:
         content = json.dumps(body_of(path, name, value))  # which writes NaN, as httpx does not
+        response = live.http.post(live.url + path, content=content)
+        error = response.json()["error"]
         code = "not_supported" if name == "best_of" else "invalid_parameter"
-        error = error_of(live.http.post(live.url + path, content=content), 400, code)
-        assert error["param"] == name, (name, value, error)
+        assert (response.status_code, error["code"], error["param"]) == (400, code, name), (value, error)
+        assert error["type"] == "invalid_request_error"
         assert f"'{name}" in error["message"]
 
 
@@ -144,18 +165,11 @@ def test_a_list_is_served_up_to_its_limits(model: Live, name: str) -> None:
     refused(model, COMPLETION, name, bad)
 
 
-@pytest.mark.parametrize("name", IN_A_CHAT)
-def test_what_only_a_chat_has_is_served_to_its_limits(model: Live, name: str) -> None:
-    good, bad = IN_A_CHAT[name]
-    served(model, CHAT, name, good)
-    refused(model, CHAT, name, bad)
-
-
-@pytest.mark.parametrize("name", IN_A_TEXT)
-def test_what_only_a_text_of_openais_has_is_served_to_its_limits(model: Live, name: str) -> None:
-    good, bad = IN_A_TEXT[name]
-    served(model, OPENAI, name, good)
-    refused(model, OPENAI, name, bad)
+@pytest.mark.parametrize(("path", "name"), [(path, name) for path, fields in FAMILIES.items() for name in fields])
+def test_what_only_one_family_has_is_served_to_its_limits(model: Live, path: str, name: str) -> None:
+    good, bad = FAMILIES[path][name]
+    served(model, path, name, good)
+    refused(model, path, name, bad)
 
 
 @pytest.mark.parametrize("path", LEAST)
