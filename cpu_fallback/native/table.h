@@ -7,9 +7,9 @@
 
 namespace {
 
-constexpr bitnet::Kernels make_table(const char* isa) {
+constexpr bitnet::Kernels make_table(const char* isa, const bitnet::WideKernels& wide = {}) {
     return {isa,  kRowGroups,    kLinearGroups,      kHeadGroups, linear,
-            head, norm_quantize, gate_norm_quantize, rope_write,  attend};
+            head, norm_quantize, gate_norm_quantize, rope_write,  attend, wide};
 }
 
 }  // namespace
