@@ -1,10 +1,11 @@
-// The ternary linear for many tokens: half of the rows by dot products, half by table lookups, both at the same time.
+// The ternary linear for many tokens: some rows by dot products, the others by table lookups, both at the same time.
 //
-// vpdpbusd is bound by two of the four vector units, 64 products a cycle. The way around it: the four ternary weights of
-// one byte have 81 values, so the 81 sums that they can make of four activations are tabulated once for a tile of tokens,
-// and every row then adds a table entry (32 tokens in 16 bits) instead of multiplying. That is bound by loads, so the two
-// share a core well: on Zen 4 (2026-11-26) a loop of 8 dot products takes 8.0 cycles, one with 4 lookups 6.5, one with
-// both 10.8, 95 products a cycle. The tabulation is the "method of four Russians" (Arlazarov et al., 1970).
+// vpdpbusd is bound by two of the four vector units, 64 products a cycle. The way around it: the four ternary weights
+// of one byte have 81 values, so the 81 sums that they can make of four activations are tabulated once for a tile of
+// tokens, and every row then adds a table entry (16 bits a token) instead of multiplying. That is bound by loads and by
+// finding the entry, so the two share a core well: on Zen 4 (2026-11-26) 16 dot products take 16 cycles, with 3 rows of
+// 4 lookups for 16 tokens 16.4, with 2 rows for 32 tokens 17.6: 109 and 116 products a cycle. (With 3 rows for 8 tokens
+// 16.1 and 87, which the tables then use up.) The tabulation is the "method of four Russians" (Arlazarov et al., 1970).
 //
 // Exact: an entry is at most 4 * 127, 64 of them fit 16 bits, and then they go to 32-bit sums.
 #pragma once
@@ -14,13 +15,9 @@
 
 namespace {
 
-constexpr int kWideTokens = 32;                 // of a tile: 16 bits each in one register
-constexpr int kEntries = 81, kEntryBytes = 64;  // of a table; four tables, one for each byte of a row's word
-constexpr int kTableBytes = kEntries * kEntryBytes;
-constexpr int kSpanBlocks = 16;                 // blocks of 16 k whose sums fit 16 bits
-constexpr int kDotGroups = 2, kDotTokens = 8;   // in 16 accumulators
-constexpr int kRowsABlock = 4 * kDotGroups;     // looked up while a block of kDotGroups x kDotTokens is multiplied
-constexpr int kWideGroups = 2 * kDotGroups;     // groups of rows come in multiples of it
+constexpr int kEntries = 81;                   // of a table; there are four, one for each byte of a row's word
+constexpr int kSpanBlocks = 16;                // blocks of 16 k whose sums fit 16 bits
+constexpr int kDotGroups = 2, kDotTokens = 8;  // in 16 accumulators
 
 using Zmm = __m512i;
 
@@ -59,33 +56,61 @@ BN_INLINE Zmm base_three(Zmm codes) {
     return _mm512_add_epi8(first, _mm512_add_epi8(second, _mm512_slli_epi16(second, 3)));
 }
 
-// A tile of tokens and some groups of rows: the first half of these is looked up, the second multiplied.
+// A number for each token; gcc 12 converts no vectors of a size that a template leaves open.
+template <int Tokens>
+struct Lane;
+#define BN_LANE(tokens)                                                                    \
+    template <>                                                                            \
+    struct Lane<tokens> {                                                                  \
+        typedef int16_t Entry __attribute__((vector_size(2 * (tokens))));                  \
+        typedef int32_t Words __attribute__((vector_size(4 * (tokens))));                  \
+        static Entry narrow(Words words) { return __builtin_convertvector(words, Entry); } \
+    };
+BN_LANE(16) BN_LANE(32)
+#undef BN_LANE
+
+// Tokens at a time, and some groups of rows: the first of these are looked up, the others multiplied.
+template <int Tokens>
 class WideTile {
+    using Entry = typename Lane<Tokens>::Entry;
+    using Words = typename Lane<Tokens>::Words;
+
+    static constexpr int kTableBytes = kEntries * int(sizeof(Entry));
+    static constexpr int kRows = Tokens == 32 ? 2 : 3;  // looked up beside kDotGroups * kDotTokens dot products,
+    static constexpr int kRowsABlock = 4 * kRows;       // and beside four times as many, a block of 16 k
+
   public:
+    // Groups that are multiplied and looked up in as many steps: each kDotGroups meet the tokens in Tokens / kDotTokens
+    // parts, a block in each with kRowsABlock rows looked up beside it.
+    static constexpr int kDotUnit = Tokens == 32 ? 2 : 4;
+    static constexpr int kLookupUnit = kDotUnit / kDotGroups * (Tokens / kDotTokens) * kRowsABlock / 16;
+    static constexpr int kUnit = kDotUnit + kLookupUnit;
+
     // The tile's tokens are all of q.
     WideTile(const bn_quantized& q, const bn_weights& w, int first_group, int groups)
-        : q_(q), w_(w), blocks_((w.width + 15) / 16), first_group_(first_group), half_(groups / 2),
-          rows_(size_t(half_) * 16) {}
+        : q_(q), w_(w), blocks_((w.width + 15) / 16), first_group_(first_group),
+          lookup_groups_(groups / kUnit * kLookupUnit), dot_groups_(groups / kUnit * kDotUnit),
+          rows_(size_t(lookup_groups_) * 16) {}
 
     void carve(Carver& carver) {
-        tables_ = carver.take<uint8_t>(4 * kTableBytes);
-        words_ = carver.take<int32_t>(size_t(blocks_) * 4 * kWideTokens);
+        tables_ = carver.take<Entry>(4 * kEntries);
+        words_ = carver.take<int32_t>(size_t(blocks_) * 4 * Tokens);
         indices_ = carver.take<uint32_t>(rows_ * kSpanBlocks);
-        narrow_ = carver.take<int16_t>(rows_ * kWideTokens);
-        sums_ = carver.take<int32_t>(rows_ * kWideTokens);
-        zeros_ = carver.take<int16_t>(kRowsABlock * kWideTokens);
+        narrow_ = carver.take<Entry>(rows_);
+        sums_ = carver.take<int32_t>(rows_ * Tokens);
+        zeros_ = carver.take<Entry>(kRowsABlock);
     }
 
     // residual (or nullptr) and out: of the tile's first token.
     void run(const float* residual, float* out) {
         residual_ = residual, out_ = out;
-        __builtin_memset(zeros_, 0, kRowsABlock * kWideTokens * sizeof(int16_t));
+        __builtin_memset(zeros_, 0, kRowsABlock * sizeof(Entry));
         lay_out_words();
         next_block();
-        for (int g = 0; g < half_; g += kDotGroups)
-            for (int token = 0; token < kWideTokens; token += kDotTokens) dot_tile(first_group_ + half_ + g, token);
+        for (int g = 0; g < dot_groups_; g += kDotGroups)
+            for (int token = 0; token < Tokens; token += kDotTokens) dot_tile(first_group_ + lookup_groups_ + g, token);
         widen();
-        for (int g = 0; g < half_; ++g)
+        for (int g = 0; g < lookup_groups_; ++g)
             for (int token = 0; token < q_.tokens; token += 16) finish(g, token);
     }
 
@@ -95,7 +120,7 @@ class WideTile {
     // words_[k / 4][token]: four activations each, zeros beside the tokens that there are.
     void lay_out_words() {
         const size_t stride = size_t(blocks_) * 4;
-        for (int token = 0; token < kWideTokens; token += 16) {
+        for (int token = 0; token < Tokens; token += 16) {
             for (int at = 0; at < blocks_ * 4; at += 16) {
                 const __mmask16 within = __mmask16(blocks_ * 4 - at < 16 ? (1u << (blocks_ * 4 - at)) - 1 : 0xffff);
                 Zmm words[16];
@@ -105,32 +130,26 @@ class WideTile {
                 }
                 transpose(words);
                 for (int i = 0; i < least(16, blocks_ * 4 - at); ++i)
-                    _mm512_store_si512(words_ + size_t(at + i) * kWideTokens + token, words[i]);
+                    _mm512_store_si512(words_ + size_t(at + i) * Tokens + token, words[i]);
             }
         }
     }
 
     // Byte j of each token's word, in 16 bits.
-    static Zmm activations(const int32_t* words, int j) {
-        const __m128i up = _mm_cvtsi32_si128(24 - 8 * j);
-        const auto part = [&](const int32_t* from) {
-            return _mm512_cvtepi32_epi16(_mm512_srai_epi32(_mm512_sll_epi32(_mm512_load_si512(from), up), 24));
-        };
-        return _mm512_inserti64x4(_mm512_castsi256_si512(part(words)), part(words + 16), 1);
+    static Entry activations(const int32_t* words, int j) {
+        Words whole;
+        __builtin_memcpy(&whole, words, sizeof whole);
+        return Lane<Tokens>::narrow(whole << (24 - 8 * j) >> 24);
     }
 
     // All sums of four activations with weights of -1, 0 and 1, the first weight changing fastest.
-    static void tabulate(Zmm* entry, const Zmm (&x)[4]) {
-        Zmm d = _mm512_sub_epi16(Zmm{}, _mm512_add_epi16(_mm512_add_epi16(x[0], x[1]), _mm512_add_epi16(x[2], x[3])));
-        for (int i = 0; i < 3; ++i, d = _mm512_add_epi16(d, x[3])) {
-            Zmm c = d;
-            for (int j = 0; j < 3; ++j, c = _mm512_add_epi16(c, x[2])) {
-                Zmm b = c;
-                for (int k = 0; k < 3; ++k, b = _mm512_add_epi16(b, x[1])) {
-                    _mm512_store_si512(entry++, b);
-                    _mm512_store_si512(entry++, _mm512_add_epi16(b, x[0]));
-                    _mm512_store_si512(entry++, _mm512_add_epi16(_mm512_add_epi16(b, x[0]), x[0]));
-                }
+    static void tabulate(Entry* entry, const Entry (&x)[4]) {
+        Entry d = -(x[0] + x[1] + x[2] + x[3]);
+        for (int i = 0; i < 3; ++i, d += x[3]) {
+            Entry c = d;
+            for (int j = 0; j < 3; ++j, c += x[2]) {
+                Entry b = c;
+                for (int k = 0; k < 3; ++k, b += x[1]) *entry++ = b, *entry++ = b + x[0], *entry++ = b + x[0] + x[0];
             }
         }
     }
@@ -138,7 +157,7 @@ class WideTile {
     // The rows' indices in the blocks of a span: a row's weights come a kilobyte at a time.
     void index_span() {
         const int count = least(kSpanBlocks, blocks_ - block_);
-        for (int g = 0; g < half_; ++g) {
+        for (int g = 0; g < lookup_groups_; ++g) {
             const uint8_t* from = weights(first_group_ + g) + size_t(block_) * kBlockBytes;
             for (int b = 0; b < count; ++b)
                 _mm512_store_si512(indices_ + size_t(b) * rows_ + size_t(g) * 16,
@@ -149,8 +168,9 @@ class WideTile {
     // A span is over, and its 16-bit sums go to the 32-bit ones.
     void widen() {
         const bool begins = block_ <= kSpanBlocks;
-        for (size_t at = 0; at < rows_ * kWideTokens; at += 16) {
-            Zmm sum = _mm512_cvtepi16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(narrow_ + at)));
+        const auto* narrow = reinterpret_cast<const __m256i*>(narrow_);
+        for (size_t at = 0; at < rows_ * Tokens; at += 16) {
+            Zmm sum = _mm512_cvtepi16_epi32(_mm256_load_si256(narrow++));
             if (!begins) sum = _mm512_add_epi32(sum, _mm512_load_si512(sums_ + at));
             _mm512_store_si512(sums_ + at, sum);
         }
@@ -164,23 +184,21 @@ class WideTile {
             index_span();
         }
         for (int j = 0; j < 4; ++j) {
-            Zmm x[4];
-            for (int pair = 0; pair < 4; ++pair)
-                x[pair] = activations(words_ + size_t(4 * block_ + pair) * kWideTokens, j);
-            tabulate(reinterpret_cast<Zmm*>(tables_ + j * kTableBytes), x);
+            Entry x[4];
+            for (int pair = 0; pair < 4; ++pair) x[pair] = activations(words_ + size_t(4 * block_ + pair) * Tokens, j);
+            tabulate(tables_ + j * kEntries, x);
         }
-        next_index_ = indices_ + size_t(block_ % kSpanBlocks) * rows_;
-        next_sums_ = narrow_;
+        next_row_ = 0;
     }
 
     // The sums of one row and its four entries of the present block: `index` holds four numbers of 0..80.
-    static BN_INLINE void look_up(const uint8_t* tables, uint32_t index, const int16_t* before, int16_t* sums) {
-        const uint64_t at = _pdep_u64(index, 0x3fc0'3fc0'3fc0'3fc0);  // each times kEntryBytes
+    static BN_INLINE void look_up(const Entry* tables, uint32_t index, const Entry* before, Entry* sums) {
+        const uint64_t at = _pdep_u64(index, 0x00ff'00ff'00ff'00ff * sizeof(Entry));  // each times the size of an entry
         const auto entry = [&](int j) BN_LAMBDA {
-            return _mm512_load_si512(tables + j * kTableBytes + (at >> 16 * j & 0xffff));
+            const auto* table = reinterpret_cast<const char*>(tables + j * kEntries);
+            return *reinterpret_cast<const Entry*>(table + (at >> 16 * j & 0xffff));
         };
-        const Zmm left = _mm512_add_epi16(entry(0), entry(1)), right = _mm512_add_epi16(entry(2), entry(3));
-        _mm512_store_si512(sums, _mm512_add_epi16(_mm512_add_epi16(left, right), _mm512_load_si512(before)));
+        *sums = ((entry(0) + entry(1)) + (entry(2) + entry(3))) + *before;
     }
 
     // kDotGroups groups times kDotTokens tokens, and kRowsABlock rows looked up beside each of its blocks: over all its
@@ -189,15 +207,17 @@ class WideTile {
         // Copies: the compiler would read members again after each store, and loads are what is short here.
         const uint8_t* w = weights(group);
         const size_t group_bytes = size_t(blocks_) * kBlockBytes;
-        // While these groups meet kWideTokens / kDotTokens times as many tokens, the next ones come into the second cache.
-        constexpr size_t kStep = kDotGroups * kBlockBytes * kDotTokens / kWideTokens;
+        // While these groups meet all parts of the tokens, the next ones come into the second cache.
+        constexpr size_t kStep = kDotGroups * kBlockBytes * kDotTokens / Tokens;
         const uint8_t* next = w + kDotGroups * group_bytes + size_t(token / kDotTokens * blocks_) * kStep;
         const int32_t* words = words_ + token;
-        const uint8_t* const tables = tables_;
+        const Entry* const tables = tables_;
         const int blocks = blocks_;
         Lookups at = lookups();
         Int sums[kDotTokens][kDotGroups];
-        unroll<kDotTokens>([&](auto t) BN_LAMBDA { unroll<kDotGroups>([&](auto g) BN_LAMBDA { sums[t][g] = Int{}; }); });
+        unroll<kDotTokens>([&](auto t) BN_LAMBDA {
+            unroll<kDotGroups>([&](auto g) BN_LAMBDA { sums[t][g] = Int{}; });
+        });
         for (int b = 0; b < blocks; ++b) {
             Bytes packed[kDotGroups];
             unroll<kDotGroups>([&](auto g) BN_LAMBDA {
@@ -206,24 +226,28 @@ class WideTile {
             unroll<4>([&](auto pair) BN_LAMBDA {
                 Bytes codes[kDotGroups];
                 unroll<kDotGroups>([&](auto g) BN_LAMBDA {
-                    constexpr int kRow = decltype(pair)::value * kDotGroups + decltype(g)::value;
                     codes[g] = bit_pair<decltype(pair)::value>(packed[g]);
-                    look_up(tables, at.index[kRow], at.before + kRow * kWideTokens, at.sums + kRow * kWideTokens);
+                });
+                unroll<kRows>([&](auto r) BN_LAMBDA {
+                    constexpr int kRow = decltype(pair)::value * kRows + decltype(r)::value;
+                    look_up(tables, at.index[kRow], at.before + kRow, at.sums + kRow);
                 });
                 unroll<kDotTokens>([&](auto t) BN_LAMBDA {
-                    const Bytes word = bits<Bytes>(words[pair * kWideTokens + t] - Int{});
+                    const Bytes word = bits<Bytes>(words[pair * Tokens + t] - Int{});
                     unroll<kDotGroups>([&](auto g) BN_LAMBDA { sums[t][g] = dpbusd(sums[t][g], codes[g], word); });
                 });
             });
-            __builtin_prefetch(next + size_t(b) * kStep, 0, 2);
-            words += 4 * kWideTokens, at.index += kRowsABlock;
-            at.sums += kRowsABlock * kWideTokens, at.before += at.before_step;
-            if (__builtin_expect(at.sums == at.end, 0)) {
+            for (size_t line = 0; line < kStep; line += kBlockBytes)
+                __builtin_prefetch(next + size_t(b) * kStep + line, 0, 2);
+            __builtin_prefetch(at.ahead + size_t(at.row / 16) * group_bytes, 0, 2);
+            words += 4 * Tokens, at.row += kRowsABlock;
+            at.index += kRowsABlock, at.sums += kRowsABlock, at.before += at.before_step;
+            if (__builtin_expect(at.row == at.rows, 0)) {
                 next_block();
                 at = lookups();
             }
         }
-        next_index_ = at.index, next_sums_ = at.sums;
+        next_row_ = at.row;
         unroll<kDotTokens>([&](auto t) BN_LAMBDA {
             unroll<kDotGroups>([&](auto g) BN_LAMBDA {
                 if (token + t < q_.tokens) write(group + g, token + t, sums[t][g] - q_.sums[token + t]);
@@ -233,22 +257,30 @@ class WideTile {
 
     // The next row to look up. The first block of a span adds to zeros, the others to what their predecessors left.
     struct Lookups {
+        int row, rows;
         const uint32_t* index;
-        int16_t* sums;
-        const int16_t *before, *end;
+        Entry* sums;
+        const Entry* before;
         size_t before_step;
+        const uint8_t* ahead;  // the first row's weights of the same block in the next span
     };
     Lookups lookups() const {
         const bool begins = block_ % kSpanBlocks == 0;
-        return {next_index_, next_sums_, begins ? zeros_ : next_sums_, narrow_ + rows_ * kWideTokens,
-                begins ? 0 : size_t(kRowsABlock * kWideTokens)};
+        const size_t block = size_t(block_), row = size_t(next_row_);
+        return {next_row_,
+                int(rows_),
+                indices_ + block % kSpanBlocks * rows_ + row,
+                narrow_ + row,
+                begins ? zeros_ : narrow_ + row,
+                begins ? 0 : size_t(kRowsABlock),
+                weights(first_group_) + (block + kSpanBlocks) * kBlockBytes};
     }
 
     // Sixteen looked-up rows of up to sixteen tokens.
     void finish(int g, int token) {
         Zmm sums[16];
         for (int row = 0; row < 16; ++row)
-            sums[row] = _mm512_load_si512(sums_ + (size_t(g) * 16 + size_t(row)) * kWideTokens + token);
+            sums[row] = _mm512_load_si512(sums_ + (size_t(g) * 16 + size_t(row)) * Tokens + token);
         transpose(sums);
         for (int t = 0; t < least(16, q_.tokens - token); ++t) write(first_group_ + g, token + t, Int(sums[t]));
     }
@@ -264,35 +296,41 @@ class WideTile {
 
     const bn_quantized q_;
     const bn_weights& w_;
-    const int blocks_, first_group_, half_;
+    const int blocks_, first_group_, lookup_groups_, dot_groups_;
     const size_t rows_;  // that are looked up
-    uint8_t* tables_;    // [4][kEntries], of the present block
-    int32_t* words_;     // [blocks * 4][kWideTokens]
+    Entry* tables_;      // [4][kEntries], of the present block
+    int32_t* words_;     // [blocks * 4][Tokens]
     uint32_t* indices_;  // [kSpanBlocks][rows]: four numbers of 0..80
-    int16_t* narrow_;    // [rows][kWideTokens], of the present span
-    int32_t* sums_;      // the same, of the spans before it
-    int16_t* zeros_;     // [kRowsABlock][kWideTokens]
+    Entry* narrow_;      // [rows], of the present span
+    int32_t* sums_;      // [rows][Tokens], of the spans before it
+    Entry* zeros_;       // [kRowsABlock]
     const float* residual_ = nullptr;
     float* out_ = nullptr;
-    int block_ = -1;  // that is looked up, and from which row on:
-    const uint32_t* next_index_ = nullptr;
-    int16_t* next_sums_ = nullptr;
+    int block_ = -1, next_row_ = 0;  // what is looked up next
 };
 
+template <int Tokens>
 void linear_wide(const bn_quantized& q, const bn_weights& w, const float* residual, float* out, int32_t first_token,
                  int32_t tokens, int32_t first_group, int32_t groups, uint8_t* scratch) {
     const size_t codes = size_t(first_token) * size_t((w.width + 15) / 16) * 16;
     const size_t outputs = size_t(first_token) * size_t(w.rows);
-    WideTile tile({q.codes + codes, q.scale + first_token, q.sums + first_token, tokens, q.width}, w, first_group, groups);
+    const bn_quantized part{q.codes + codes, q.scale + first_token, q.sums + first_token, tokens, q.width};
+    WideTile<Tokens> tile(part, w, first_group, groups);
     Carver carver(scratch);
     tile.carve(carver);
     tile.run(residual ? residual + outputs : nullptr, out + outputs);
 }
 
+template <int Tokens>
 size_t wide_scratch(const bn_weights& w, int32_t groups) {
     Carver measure(nullptr);
-    WideTile({}, w, 0, groups).carve(measure);
+    WideTile<Tokens>({}, w, 0, groups).carve(measure);
     return measure.used();
+}
+
+template <int Tokens>
+constexpr bitnet::WideKernels wide_kernels(int32_t least_tokens) {
+    return {Tokens, least_tokens, WideTile<Tokens>::kUnit, wide_scratch<Tokens>, linear_wide<Tokens>};
 }
 
 }  // namespace

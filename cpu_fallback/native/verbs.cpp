@@ -87,7 +87,8 @@ namespace {
 void narrow_linear(bn_context& c, const bn_quantized& q, const bn_weights& w, const float* residual, float* out,
                    int first, int count, int first_group) {
     const size_t outputs = size_t(first) * size_t(w.rows);
-    const bn_quantized part{q.codes + size_t(first) * code_stride(q.width), q.scale + first, q.sums + first, count, q.width};
+    const size_t codes = size_t(first) * code_stride(q.width);
+    const bn_quantized part{q.codes + codes, q.scale + first, q.sums + first, count, q.width};
     const float* part_residual = residual ? residual + outputs : nullptr;
     in_pieces(c, groups_of(w.rows) - first_group, count == 1 ? c.kernels->row_groups : c.kernels->linear_groups,
               [&](int begin, int end) {
@@ -97,19 +98,18 @@ void narrow_linear(bn_context& c, const bn_quantized& q, const bn_weights& w, co
 
 // How a wide linear is cut into items: tiles of tokens times chunks of groups.
 struct WideCut {
-    int tokens, groups;               // all that are wide; 0: none
+    int tokens, groups;  // all that are wide; 0: none
     int tiles, chunks, chunk_groups;
 };
 
-constexpr int kMostWideGroups = 216;  // of a chunk: what half its rows need, 256 bytes each, stays in the second cache
+constexpr int kMostWideGroups = 216;  // of a chunk: what its rows need, up to 128 bytes each, stays in the second cache
 constexpr int kLeastWideGroups = 40;  // fewer rows do not pay for their tables
-constexpr int kLeastWideTokens = 22;  // nor fewer tokens: a tile takes as long as so many by themselves
 
 WideCut cut_wide(const WideKernels& wide, int threads, int tokens, int groups) {
     WideCut cut{};
     if (!wide.tokens) return cut;
     const int units = groups / wide.groups;
-    cut.tiles = tokens / wide.tokens + (tokens % wide.tokens >= kLeastWideTokens);
+    cut.tiles = tokens / wide.tokens + (tokens % wide.tokens >= wide.least_tokens);
     cut.chunks = (units * wide.groups + kMostWideGroups - 1) / kMostWideGroups;
     if (!cut.tiles || !cut.chunks) return cut;
     while (cut.tiles * cut.chunks % threads && cut.tiles * cut.chunks < 8 * threads) ++cut.chunks;
@@ -120,26 +120,28 @@ WideCut cut_wide(const WideKernels& wide, int threads, int tokens, int groups) {
     return cut;
 }
 
-void wide_linear(bn_context& c, const bn_quantized& q, const bn_weights& w, const float* residual, float* out,
-                 const WideCut& cut) {
-    const WideKernels& wide = c.kernels->wide;
+// Tokens from `first` on, as many as there are tiles for; returns how many.
+int wide_linear(bn_context& c, const WideKernels& wide, const bn_quantized& q, const bn_weights& w,
+                const float* residual, float* out, int first) {
+    const WideCut cut = cut_wide(wide, c.pool.threads(), q.tokens - first, groups_of(w.rows));
+    if (!cut.tokens) return 0;
     const size_t stride = wide.scratch(w, cut.chunk_groups);
     uint8_t* scratch = c.wide_scratch.reserve(stride * size_t(c.pool.threads()));
     c.pool.run(cut.tiles * cut.chunks, [&](int item, int worker) {  // a chunk meets all tiles before the next one comes
         const int token = item % cut.tiles * wide.tokens, group = item / cut.tiles * cut.chunk_groups;
-        wide.linear(q, w, residual, out, token, std::min(wide.tokens, cut.tokens - token), group,
+        wide.linear(q, w, residual, out, first + token, std::min(wide.tokens, cut.tokens - token), group,
                     std::min(cut.chunk_groups, cut.groups - group), scratch + stride * size_t(worker));
     });
+    if (cut.groups < groups_of(w.rows)) narrow_linear(c, q, w, residual, out, first, cut.tokens, cut.groups);
+    return cut.tokens;
 }
 
 }  // namespace
 
 void linear(bn_context& c, const bn_quantized& q, const bn_weights& w, const float* residual, float* out) {
-    const WideCut cut = cut_wide(c.kernels->wide, c.pool.threads(), q.tokens, groups_of(w.rows));
-    if (cut.tokens) wide_linear(c, q, w, residual, out, cut);
-    if (cut.tokens && cut.groups < groups_of(w.rows))
-        narrow_linear(c, q, w, residual, out, 0, cut.tokens, cut.groups);
-    if (cut.tokens < q.tokens) narrow_linear(c, q, w, residual, out, cut.tokens, q.tokens - cut.tokens, 0);
+    int done = 0;
+    for (const WideKernels& wide : c.kernels->wide) done += wide_linear(c, wide, q, w, residual, out, done);
+    if (done < q.tokens) narrow_linear(c, q, w, residual, out, done, q.tokens - done, 0);
 }
 
 void rope_write(bn_context& c, const float* qkv, int32_t heads, const bn_rope& rope, const bn_cache& cache,
