@@ -95,8 +95,8 @@ typedef struct {
     int32_t requests, max_blocks;            // B, max_blocks
 } bn_decoding;
 
-// How the next token of a row is drawn: penalties over its last_n tokens, the top_k likeliest (at least 1), top_p (1: all),
-// min_p (0: all), then the temperature and one number of [0, 1); temperature 0 takes the likeliest.
+// How the next token of a row is drawn: penalties over its last_n tokens, the top_k likeliest (at least 1), top_p (1:
+// all), min_p (0: all), then the temperature and one number of [0, 1); temperature 0 takes the likeliest.
 typedef struct {
     double temperature, top_k, top_p, min_p, repeat, presence, frequency, last_n;
 } bn_draw;
@@ -156,8 +156,8 @@ BN_API const char* bn_head_draw(bn_context* context, const float* x, const float
                                 const bn_table* table, const bn_draws* draws, int64_t* ids);
 BN_API const char* bn_step(bn_context* context, const bn_plan* plan, const bn_batch* batch, const bn_cache* cache,
                            float* hidden);  // [R][H], before the final norm
-// draws->rounds steps, each of the tokens that the one before it drew. ids [rounds][B]: the tokens drawn, or why there is
-// none (then also in the rounds that follow).
+// draws->rounds steps, each of the tokens that the one before it drew. ids [rounds][B]: the tokens drawn, or why there
+// is none (then also in the rounds that follow).
 BN_API const char* bn_decode(bn_context* context, const bn_plan* plan, const bn_decoding* rows, const bn_cache* cache,
                              const bn_draws* draws, int64_t* ids);
 

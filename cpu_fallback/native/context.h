@@ -16,6 +16,7 @@ struct bn_context {
     bitnet::Scratch worker_scratch;  // cut into one part a worker
     bitnet::Scratch step_scratch;    // the activations of a step, or of a head
     bitnet::Scratch logit_scratch;   // the logits a top-k is taken of
+    bitnet::Scratch wide_scratch{true};  // of a wide linear, cut into one part a worker
     bitnet::Scratch round_scratch;   // the batch and the hidden states of a round of decoding
     std::vector<int32_t> piece_ends; // of the linear under way
     std::mutex busy;                 // one caller at a time

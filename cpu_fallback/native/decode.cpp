@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "carver.h"
 #include "context.h"
 
 namespace bitnet {

@@ -18,8 +18,10 @@ int32_t window_of(const bn_draws& draws, int32_t row, int32_t round, const int64
     const int64_t* known = draws.windows + draws.window_starts[row];
     const int32_t num_known = draws.window_starts[row + 1] - draws.window_starts[row], total = num_known + round;
     int32_t length = 0;
-    for (int32_t i = std::max(0, total - int32_t(draws.rows[row].last_n)); i < total; ++i)
-        window[length++] = int32_t(i < num_known ? known[i] : ids[size_t(i - num_known) * size_t(draws.num_rows) + size_t(row)]);
+    for (int32_t i = std::max(0, total - int32_t(draws.rows[row].last_n)); i < total; ++i) {
+        const size_t drawn = size_t(i - num_known) * size_t(draws.num_rows) + size_t(row);
+        window[length++] = int32_t(i < num_known ? known[i] : ids[drawn]);
+    }
     return length;
 }
 
