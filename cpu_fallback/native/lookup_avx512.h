@@ -48,12 +48,16 @@ BN_INLINE void transpose(Zmm (&r)[16]) {
 
 // Base-4 digits 0..2 of each byte, lowest first, as a number in base 3: 0..80.
 BN_INLINE Zmm base_three(Zmm codes) {
-    const Zmm low = _mm512_and_si512(codes, _mm512_set1_epi8(0x33));
-    const Zmm high = _mm512_and_si512(_mm512_srli_epi16(codes, 2), _mm512_set1_epi8(0x33));
-    const Zmm pairs = _mm512_add_epi8(low, _mm512_add_epi8(high, _mm512_add_epi8(high, high)));  // 0..8 in each half
-    const Zmm first = _mm512_and_si512(pairs, _mm512_set1_epi8(15));
-    const Zmm second = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), _mm512_set1_epi8(15));
-    return _mm512_add_epi8(first, _mm512_add_epi8(second, _mm512_slli_epi16(second, 3)));
+    const auto table = [](int unit) BN_LAMBDA {  // of the sixteen values of two digits
+        const char one = char(unit), three = char(3 * unit);
+        return _mm512_broadcast_i32x4(_mm_setr_epi8(0, one, char(2 * one), 0, three, char(three + one),
+                                                    char(three + 2 * one), 0, char(2 * three), char(2 * three + one),
+                                                    char(2 * three + 2 * one), 0, 0, 0, 0, 0));
+    };
+    const Zmm half = _mm512_set1_epi8(15);
+    const Zmm first = _mm512_shuffle_epi8(table(1), _mm512_and_si512(codes, half));
+    const Zmm second = _mm512_shuffle_epi8(table(9), _mm512_and_si512(_mm512_srli_epi16(codes, 4), half));
+    return _mm512_add_epi8(first, second);
 }
 
 // A number for each token; gcc 12 converts no vectors of a size that a template leaves open.

@@ -102,7 +102,7 @@ struct WideCut {
     int tiles, chunks, chunk_groups;
 };
 
-constexpr int kMostWideGroups = 216;  // of a chunk: what its rows need, up to 128 bytes each, stays in the second cache
+constexpr int kMostWideGroups = 288;  // of a chunk: what its rows need, up to 128 bytes each, stays in the second cache
 constexpr int kLeastWideGroups = 40;  // fewer rows do not pay for their tables
 
 WideCut cut_wide(const WideKernels& wide, int threads, int tokens, int groups) {

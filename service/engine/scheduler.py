@@ -1,8 +1,9 @@
 """Who computes what in the next step. There are no phases: `plan` hands out tokens until computed meets total.
 
 - A request that lacks one token always gets it. Prompts share a budget of `n_batch` tokens on top of that.
-- Once anything is decoding, the budget is also what fits in `step_ms` at the rate measured lately, and at least one
-  block: streams do not stall behind a long prompt, and the prompt still gets on.
+- Once anything is decoding, the budget is also what fits in `step_ms` at the rate measured lately, and at least half a
+  block: streams do not stall behind a long prompt, and the prompt still gets on. The step is then of whole blocks of
+  tokens, decoding ones included: kernels have tiles, and on a CPU 36 tokens took a fifth more time each than 32.
 - Within the budget, every prompt that an equal share would finish gets what it lacks; what is left goes to the others
   in order of arrival. Short prompts do not wait behind long ones, equal ones finish one after the other instead of all
   at the end, and the oldest long one gets its share in each step whatever arrives.
@@ -221,8 +222,12 @@ class Scheduler:
         num_decoding = sum(request.is_decoding for request in self.running)
         if self.limits.step_ms is None or not num_decoding:
             return self.limits.n_batch
-        num_fitting = self._rate.tokens_in(self.limits.step_ms) - num_decoding
-        return min(self.limits.n_batch, max(self.pool.block_tokens, num_fitting))
+        block_tokens = self.pool.block_tokens
+        num_tokens = max(self._rate.tokens_in(self.limits.step_ms), num_decoding + block_tokens)
+        num_tokens -= num_tokens % block_tokens
+        if num_tokens - num_decoding < block_tokens / 2:
+            num_tokens += block_tokens
+        return min(self.limits.n_batch, num_tokens - num_decoding)
 
     def _oldest_first(self) -> Iterator[Request]:
         """The running requests; those preempted on the way, always the youngest, do not come up."""

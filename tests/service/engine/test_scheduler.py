@@ -130,14 +130,14 @@ def test_with_nothing_decoding_the_time_limit_does_not_apply() -> None:
     assert counts(made) == {"a": 32}
 
 
-def test_once_a_row_decodes_prompts_get_what_fits_in_the_time_limit() -> None:
+def test_once_a_row_decodes_a_step_is_as_many_whole_blocks_as_fit_in_the_time_limit() -> None:
     made = scheduler(step_ms=10.0)
     made.add(request("a", 20))
     plan = made.plan()
     made.observe(plan, 20.0)  # one token per millisecond
     carry_out(made, plan)
     made.add(request("b", 60, first=100))
-    assert counts(made) == {"a": 1, "b": 9}
+    assert counts(made) == {"a": 1, "b": 2 * BLOCK - 1}
 
 
 def test_a_slow_machine_still_computes_a_block_a_step() -> None:
@@ -147,7 +147,19 @@ def test_a_slow_machine_still_computes_a_block_a_step() -> None:
     made.observe(plan, 1e6)
     carry_out(made, plan)
     made.add(request("b", 60, first=100))
-    assert counts(made) == {"a": 1, "b": BLOCK}
+    assert counts(made) == {"a": 1, "b": BLOCK - 1}
+
+
+@pytest.mark.parametrize(("num_decoding", "count"), [(1, 3), (2, 2), (3, 5), (4, 4)])
+def test_beside_any_number_of_decoding_rows_half_a_block_or_more_is_computed(num_decoding: int, count: int) -> None:
+    made = scheduler(step_ms=10.0, max_running=9)
+    for i in range(num_decoding):
+        made.add(request(str(i), 3, first=10 * i))
+    plan = made.plan()
+    made.observe(plan, 1e6)
+    carry_out(made, plan)
+    made.add(request("long", 60, first=100))
+    assert counts(made)["long"] == count
 
 
 def test_an_unmeasured_machine_starts_with_a_block_a_step() -> None:
@@ -155,7 +167,7 @@ def test_an_unmeasured_machine_starts_with_a_block_a_step() -> None:
     made.add(request("a", 1))
     turn(made)
     made.add(request("b", 60, first=100))
-    assert counts(made) == {"a": 1, "b": BLOCK}
+    assert counts(made) == {"a": 1, "b": BLOCK - 1}
 
 
 def test_the_rate_follows_what_is_measured() -> None:
