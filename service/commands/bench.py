@@ -115,7 +115,7 @@ def serve(
     plot_file: PlotFile = None,
     set_: ServerFlags = None,
 ) -> None:
-    """N streaming clients at once: total speed, the time to the first token, and the gap between tokens."""
+    """N streaming clients at once: total speed, the time to the first token, and the gap between two pieces of text."""
 
     def measure(target: Target, count: int, turn: int) -> Row:
         salts = [f"{turn}:{count}:{number}" for number in range(count)]
