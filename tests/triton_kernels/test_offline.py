@@ -16,14 +16,15 @@ from torch import Tensor
 from tests.triton_kernels.offline import Built, Launch, Recorder, amd, cuda
 from triton_kernels.attention import QueryBlocks, paged_attention
 from triton_kernels.cache import RopeTables, new_cache, rope_write_kv
+from triton_kernels.dense import dense_gated
 from triton_kernels.gated import gated_linear
 from triton_kernels.head import Table, head
 from triton_kernels.linear import ternary_linear
-from triton_kernels.pack import Weights, padded
+from triton_kernels.pack import Dense, Weights, padded
 from triton_kernels.pointwise import embed, gate_quantize, new_quantized, quantize
 from triton_kernels.ranking import sort_keys
 from triton_kernels.rescore import exact_logits
-from triton_kernels.tuning import linear_tile
+from triton_kernels.tuning import dense_gated_tile, linear_tile
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 6912, 20, 5, 128, 128256
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
@@ -46,6 +47,23 @@ def weights(n: int, k: int) -> Weights:
 def linear(device: Recorder, num_tokens: int, n: int, k: int) -> None:
     residual = meta(num_tokens, n) if n == HIDDEN else None
     ternary_linear(new_quantized(num_tokens, k, device), weights(n, k), residual, device)
+
+
+def dense(device: Recorder, num_tokens: int, n: int, k: int) -> None:
+    residual = meta(num_tokens, n) if n == HIDDEN else None
+    held = replace(weights(n, k), dense=dense_weights(n, k))
+    ternary_linear(new_quantized(num_tokens, k, device), held, residual, device)
+
+
+def dense_weights(n: int, k: int) -> Dense:
+    return Dense(meta(n, padded(k), dtype=torch.int8), meta(n))
+
+
+def dense_gate_and_up(device: Recorder, num_tokens: int) -> None:
+    tile = dense_gated_tile(num_tokens, 2 * FFN, HIDDEN, device)
+    assert tile is not None
+    held = dense_weights(2 * FFN, HIDDEN)
+    dense_gated(meta(num_tokens, FFN), new_quantized(num_tokens, HIDDEN, device), held, "relu2", tile, device)
 
 
 def gate_and_up(device: Recorder, num_tokens: int) -> None:
@@ -172,6 +190,54 @@ CASES = {
         {"IGMMA": 16, "LDGSTS.E.BYPASS.128": 12},
         ("PRMT",),
     ),
+    "16 tokens of qkv as int8, K split": Case(
+        lambda device: dense(device, 16, QKV, HIDDEN),
+        "dense_kernel",
+        56,
+        61,
+        {"IMMA": 8, "LDGSTS.E.BYPASS.128": 30, "RED": 8},
+        {"IGMMA": 4, "UTMALDG": 12, "RED": 8},
+    ),
+    "32 tokens of gate and up as int8": Case(
+        lambda device: dense(device, 32, 2 * FFN, HIDDEN),
+        "dense_kernel",
+        64,
+        73,
+        {"IMMA": 16, "LDGSTS.E.BYPASS.128": 36},
+        {"IGMMA": 4, "UTMALDG": 12},
+    ),
+    "64 tokens of down as int8, K split": Case(
+        lambda device: dense(device, 64, HIDDEN, FFN),
+        "dense_kernel",
+        128,
+        97,
+        {"IMMA": 32, "LDGSTS.E.BYPASS.128": 48, "RED": 32},
+        {"IGMMA": 4, "UTMALDG": 12, "RED": 32},
+    ),
+    "256 tokens of gate and up as int8": Case(
+        lambda device: dense(device, 256, 2 * FFN, HIDDEN),
+        "dense_kernel",
+        168,
+        97,
+        {"IMMA": 64, "LDGSTS.E.BYPASS.128": 24},
+        {"IGMMA": 4, "UTMALDG": 6},
+    ),
+    "2048 tokens of down as int8": Case(
+        lambda device: dense(device, 2048, HIDDEN, FFN),
+        "dense_kernel",
+        216,
+        145,
+        {"IMMA": 64, "LDGSTS.E.BYPASS.128": 24},
+        {"IGMMA": 8, "UTMALDG": 6},
+    ),
+    "2048 tokens of gate and up as int8, multiplied": Case(
+        lambda device: dense_gate_and_up(device, 2048),
+        "dense_gated_kernel",
+        136,
+        129,
+        {"IMMA": 64, "LDGSTS.E.BYPASS.128": 24},
+        {"IGMMA": 8, "UTMALDG": 12},
+    ),
     "norm and quantize": Case(
         lambda device: quantize(meta(4, HIDDEN), meta(HIDDEN), 1e-5, device),
         "quantize_kernel",
@@ -287,6 +353,7 @@ def check(case: Case, built: Built, capability: int) -> None:
 
 FAULTS = {
     "a tile that spills": ("2048 tokens of gate and up", {"BLOCK_T": 128}, 90, "registers spilled"),
+    "an epilogue in one piece": ("2048 tokens of down as int8", {"HALVES": False}, 90, "registers spilled"),
     "a stage more than there is room for": ("int8 head", {"BLOCK_K": 256}, 90, "bytes of shared memory"),
     "a tile too flat for warp groups": ("2048 tokens of gate and up", {"BLOCK_P": 32}, 90, "IGMMA: 0"),
     "words too few for 16-byte loads": ("GEMV of qkv", {"BLOCK_W": 32}, 80, "LDG.E.EF.128: 0"),
@@ -326,6 +393,7 @@ def test_a_chained_kernel_waits_before_it_reads_what_another_wrote(name: str) ->
     [
         ("16 tokens of qkv", "v_mfma_i32_16x16x"),
         ("2048 tokens of gate and up, multiplied", "v_mfma_i32_"),
+        ("32 tokens of gate and up as int8", "v_mfma_i32_"),
         ("attention", "v_mfma_f32_"),
         ("int8 head", "v_mfma_i32_"),
     ],
