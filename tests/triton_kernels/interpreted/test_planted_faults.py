@@ -101,11 +101,14 @@ FAULTS = {
         "dense.py", "tl.zeros([BLOCK_T, BLOCK_N]", "1 + tl.zeros([BLOCK_T, BLOCK_N]", DENSE
     ),
     "gate and up change places": Fault("gated.py", "(i % 2) * Q", "(1 - i % 2) * Q", GATED),
-    "the last split is left out": Fault("attention.py", "(end + SPLIT - 1) // SPLIT, tl", "end // SPLIT, tl", ROWS),
+    "the last split is left out": Fault(
+        "attention.py", "num_splits = (end + SPLIT - 1) // SPLIT", "num_splits = end // SPLIT", ROWS
+    ),
     "splits are not put in one scale": Fault("splits.py", "keep = tl.exp2(most - origin)", "keep = 1.0", SPLITS),
     "a merge from the second split on": Fault(
         "attention.py", "range(0, num_splits, AT_ONCE)", "range(1, num_splits, AT_ONCE)", SPLITS
     ),
+    "the last but one merges": Fault("attention.py", "== tl.num_programs(2) - 1", "== tl.num_programs(2) - 2", SPLITS),
     "tiles are not put in one scale": Fault("splits.py", "shrink = tl.exp2(most - origin)", "shrink = 1.0", SPLITS),
     "blocks of one head": Fault("cache.py", "(slot // BLOCK_TOKENS) * HKV", "(slot // BLOCK_TOKENS)", ROPE),
     "the last tile of the head is left out": Fault(
