@@ -16,7 +16,8 @@ from torch import Tensor
 from triton_kernels.chain import allow_successor, wait_for_predecessor
 from triton_kernels.device import Device
 from triton_kernels.head import BF16_TILE, Table, head_warps, int8_logits, logit_tile, normed_bf16
-from triton_kernels.ranking import sort_keys, top
+from triton_kernels.ranking import top
+from triton_kernels.selection import in_order
 
 MARGIN = 64
 
@@ -55,12 +56,7 @@ def rescored_top(
     vocab = rough.shape[1]
     ids, _ = top(rough, k + MARGIN, extra_ids, device)
     logits = exact_logits(x, gain, eps, table, ids, device)
-    num_extra = extra_ids.shape[1]
-    num_found = ids.shape[1] - num_extra
-    best = torch.topk(sort_keys(logits, ids, num_found, vocab, device), min(k, vocab), dim=1, sorted=True).indices
-    order = torch.cat([best, torch.arange(num_found, ids.shape[1], device=ids.device).expand(len(ids), -1)], dim=1)
-    ids = ids.gather(1, order)
-    return ids, logits.gather(1, order).masked_fill(ids < 0, -torch.inf)
+    return in_order(ids, logits, min(k, vocab), extra_ids.shape[1], vocab, device)
 
 
 def exact_logits(x: Tensor, gain: Tensor, eps: float, table: Table, ids: Tensor, device: Device) -> Tensor:

@@ -24,6 +24,7 @@ from triton_kernels.pack import Dense, Weights, padded
 from triton_kernels.pointwise import embed, gate_quantize, new_quantized, quantize
 from triton_kernels.ranking import sort_keys
 from triton_kernels.rescore import exact_logits
+from triton_kernels.selection import in_order, select
 from triton_kernels.tuning import dense_gated_tile, linear_tile
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 6912, 20, 5, 128, 128256
@@ -102,6 +103,10 @@ def output(device: Recorder, dtype: torch.dtype) -> None:
 def rescored(device: Recorder) -> None:
     table = Table(None, meta(VOCAB, HIDDEN, dtype=torch.bfloat16), None, None, HIDDEN)
     exact_logits(meta(4, HIDDEN), meta(HIDDEN), 1e-5, table, meta(4, 104, dtype=torch.int64), device)
+
+
+def best(device: Recorder, k: int) -> None:
+    select(meta(4, VOCAB), k, meta(4, 64, dtype=torch.int64), device)
 
 
 @dataclass(frozen=True)
@@ -308,12 +313,25 @@ CASES = {
         {"HGMMA": 4, "LDGSTS.E.BYPASS.128": 8},
     ),
     "logits and ids as one number": Case(
-        lambda device: sort_keys(meta(4, VOCAB), None, VOCAB, VOCAB, device),
+        lambda device: sort_keys(meta(4, VOCAB), device),
         "key_kernel",
         40,
         4,
         {"LDG.E.128": 2, "STG.E.128": 4},
         {"LDG.E.128": 2, "STG.E.128": 4},
+    ),
+    "maxima of groups of logits": Case(
+        lambda device: best(device, 104), "maxima_kernel", 40, 1, *2 * ({"LDG.E.128": 4},)
+    ),
+    "the best of the best groups": Case(lambda device: best(device, 64), "select_kernel", 128, 8, {}, {}),
+    "the one best token": Case(lambda device: best(device, 1), "select_kernel", 48, 1, {}, {}),
+    "candidates in order": Case(
+        lambda device: in_order(meta(4, 168 + 64, dtype=torch.int64), meta(4, 168 + 64), 104, 64, VOCAB, device),
+        "order_kernel",
+        64,
+        4,
+        {},
+        {},
     ),
     "int8 head": Case(
         lambda device: output(device, torch.int8),

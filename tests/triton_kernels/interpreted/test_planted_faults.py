@@ -58,6 +58,7 @@ GATE = ("test_pointwise", "test_gate_then_norm_then_quantization_is_the_definiti
 BF16_HEAD = ("test_head", "test_bf16_logits_are_the_products_of_bf16_operands", (3, 257, 200))
 INT8_HEAD = ("test_head", "test_int8_logits_are_exact_sums_of_codes", ())
 TIES = ("test_head", "test_ties_go_to_the_lower_id_and_extras_follow", ())
+SELECTED = ("test_head", "test_the_best_of_any_logits_are_those_of_a_full_sort", ())
 RESCORED = ("test_head", "test_rescored_candidates_have_the_ids_and_bits_of_the_bf16_head", ())
 
 FAULTS = {
@@ -70,7 +71,10 @@ FAULTS = {
     "a slot past the end is read": Fault("splits.py", "here = n < end", "here = n <= end", POISON),
     "a negative slot is written": Fault("cache.py", "if slot >= 0:", "if slot >= -1:", ROPE),
     "ids of another row are scored": Fault("rescore.py", "tl.load(ids + t * C + rc", "tl.load(ids + rc", RESCORED),
-    "a tie goes to the higher id": Fault("ranking.py", "(V - 1 - row)", "row", TIES),
+    "a tie goes to the higher id": Fault("selection.py", "(V - 1 - i)", "i", TIES),
+    "a group is found too late": Fault("selection.py", "(groups - 1 - g)", "g", SELECTED),
+    "too many are kept": Fault("selection.py", "while count > ROOM:", "while count > 2 * ROOM:", SELECTED),
+    "the bound leaves out the last": Fault("selection.py", "order == K - 1", "order == K - 2", SELECTED),
     # scales
     "a token's scale is forgotten": Fault("sums.py", "(token_scale * row_scale)", "(row_scale * 1.0)", SEGMENTS),
     "the scale of plane 0 for all": Fault("linear.py", "row_scale + plane * P + rp", "row_scale + rp", SEGMENTS),

@@ -21,6 +21,7 @@ from triton_kernels.device import open_device
 from triton_kernels.tuning import DenseTile, LinearTile, dense_gated_key, dense_key, gated_key, gated_tile
 from triton_kernels.wing import TritonWing
 
+CPU = open_device(torch.device("cpu"))
 PROMPT = [(17 * i + 3) % 490 for i in range(9)]
 OTHER = [(31 * i + 7) % 490 for i in range(2)]
 
@@ -81,7 +82,7 @@ def test_decode_in_company_gives_the_bits_of_a_prefill_alone(model: Model) -> No
 def test_the_whole_step_and_the_verbs_agree_bit_for_bit(folder: Path) -> None:
     verbs = load_model(folder, VerbByVerb(triton_kernels.load("cpu")), head_dtype="bf16")  # type: ignore[arg-type]
     capture = FakeCapture()
-    wing = TritonWing(open_device(torch.device("cpu")), "a test", lambda: capture)
+    wing = TritonWing(CPU, "a test", lambda: capture)
     captured = load_model(folder, wing, head_dtype="bf16")
     assert [done for done, _ in captured.warm_up(captured.new_cache(1, BLOCK_TOKENS, "bf16"), 1, 1, 16)][-1] == 4
     # one decode step, and the head with and without a penalty window
@@ -99,7 +100,8 @@ def test_the_whole_step_and_the_verbs_agree_bit_for_bit(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["packed"], indirect=True)
-def test_a_warm_up_touches_no_slot(model: Model) -> None:
+def test_a_warm_up_touches_no_slot(folder: Path) -> None:
+    model = load_model(folder, TritonWing(CPU, "a test", FakeCapture), head_dtype="bf16")
     cache = model.new_cache(2, BLOCK_TOKENS, "bf16")
     steps = list(model.warm_up(cache, 2, 2, 16))
     assert [done for done, _ in steps] == list(range(1, steps[-1][1] + 1))
