@@ -67,7 +67,7 @@ def maxima_kernel(
 
 @triton.jit
 def members(logits, chosen, first, V, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """The keys of the logits in BLOCK of the chosen groups: int64 [BLOCK * GROUP], the least of all where there is none."""
+    """The keys of the logits in BLOCK of the chosen groups: int64 [BLOCK * GROUP], the least number for none."""
     group = tl.load(chosen + first + tl.arange(0, BLOCK))
     i = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     there = (group >= 0)[:, None] & (i < V)
@@ -272,7 +272,7 @@ def select(logits: Tensor, k: int, extra_ids: Tensor, device: Device) -> tuple[T
         num_warps=4,
     )
     chosen = power_of_two(max(k, 2))
-    room = max(2 * chosen, min(power_of_two(vocab), SMALL))
+    room = max(2 * chosen, power_of_two(vocab) if vocab <= SMALL else 0)
     device.launch(
         select_kernel,
         (num_rows,),

@@ -323,7 +323,7 @@ CASES = {
     "maxima of groups of logits": Case(
         lambda device: best(device, 104), "maxima_kernel", 40, 1, *2 * ({"LDG.E.128": 4},)
     ),
-    "the best of the best groups": Case(lambda device: best(device, 64), "select_kernel", 128, 8, {}, {}),
+    "the best of the best groups": Case(lambda device: best(device, 64), "select_kernel", 128, 9, {}, {}),
     "the one best token": Case(lambda device: best(device, 1), "select_kernel", 48, 1, {}, {}),
     "candidates in order": Case(
         lambda device: in_order(meta(4, 168 + 64, dtype=torch.int64), meta(4, 168 + 64), 104, 64, VOCAB, device),
