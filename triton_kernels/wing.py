@@ -172,6 +172,11 @@ class TritonWing:
     def device(self) -> torch.device:
         return self._device.torch_device
 
+    @property
+    def opened(self) -> Device:
+        """What tiles are chosen by."""
+        return self._device
+
     def here(self, tensor: Tensor) -> Tensor:
         """The tensor on this wing's device."""
         return tensor.to(self._device.torch_device, non_blocking=True)
