@@ -36,19 +36,19 @@ SUMS_A_THREAD = 128
 
 
 @triton.jit
-def own_addresses(source, rows, last, K, FETCH: tl.constexpr):
-    """Where each row begins, for threads that fetch by themselves; rows past the last are the last again."""
+def own_addresses(source, rows, K, FETCH: tl.constexpr):
+    """Where each row begins, for threads that fetch by themselves."""
     if FETCH == 1:
-        return source + tl.minimum(rows, last).to(tl.int64)[:, None] * K
+        return source + rows.to(tl.int64)[:, None] * K
     else:
         return source
 
 
 @triton.jit
-def fetched(source, at, first, k, BLOCK_K: tl.constexpr, FETCH: tl.constexpr):
-    """Bytes k .. k + BLOCK_K - 1 of a tile's rows, which begin at row `first`."""
+def fetched(source, at, there, first, k, BLOCK_K: tl.constexpr, FETCH: tl.constexpr):
+    """Bytes k .. k + BLOCK_K - 1 of a tile's rows, which begin at row `first`. What is past the end is not read."""
     if FETCH == 1:
-        return tl.load(at + (k + tl.arange(0, BLOCK_K))[None, :])
+        return tl.load(at + (k + tl.arange(0, BLOCK_K))[None, :], mask=there[:, None], other=0)
     else:
         return source.load([first, k])
 
@@ -101,13 +101,13 @@ def dense_kernel(
     first_n = tl.program_id(1) * BLOCK_N
     rt = first_t + tl.arange(0, BLOCK_T)
     rn = first_n + tl.arange(0, BLOCK_N)
-    w_at = own_addresses(weights, rn, N - 1, K, FETCH)
-    x_at = own_addresses(codes, rt, T - 1, K, FETCH)
+    w_at = own_addresses(weights, rn, K, FETCH)
+    x_at = own_addresses(codes, rt, K, FETCH)
     total = tl.zeros([BLOCK_N, BLOCK_T], dtype=tl.int32)
     for i in range(turns):
         k = (tl.program_id(2) * turns + i) * BLOCK_K
-        w = fetched(weights, w_at, first_n, k, BLOCK_K, FETCH)
-        x = fetched(codes, x_at, first_t, k, BLOCK_K, FETCH)
+        w = fetched(weights, w_at, rn < N, first_n, k, BLOCK_K, FETCH)
+        x = fetched(codes, x_at, rt < T, first_t, k, BLOCK_K, FETCH)
         total = tl.dot(w, tl.trans(x), total, out_dtype=tl.int32)
     allow_successor(PDL)
     base = first_t.to(tl.int64) * N
@@ -180,15 +180,15 @@ def dense_gated_kernel(
     first_f = tl.program_id(1) * BLOCK_F
     rt = first_t + tl.arange(0, BLOCK_T)
     rf = first_f + tl.arange(0, BLOCK_F)
-    gate_at = own_addresses(weights, rf, F - 1, K, FETCH)
-    up_at = own_addresses(weights, F + rf, 2 * F - 1, K, FETCH)
-    x_at = own_addresses(codes, rt, T - 1, K, FETCH)
+    gate_at = own_addresses(weights, rf, K, FETCH)
+    up_at = own_addresses(weights, F + rf, K, FETCH)
+    x_at = own_addresses(codes, rt, K, FETCH)
     gate = tl.zeros([BLOCK_F, BLOCK_T], dtype=tl.int32)
     up = tl.zeros([BLOCK_F, BLOCK_T], dtype=tl.int32)
     for i in range(turns):
-        x = tl.trans(fetched(codes, x_at, first_t, i * BLOCK_K, BLOCK_K, FETCH))
-        gate_w = fetched(weights, gate_at, first_f, i * BLOCK_K, BLOCK_K, FETCH)
-        up_w = fetched(weights, up_at, F + first_f, i * BLOCK_K, BLOCK_K, FETCH)
+        x = tl.trans(fetched(codes, x_at, rt < T, first_t, i * BLOCK_K, BLOCK_K, FETCH))
+        gate_w = fetched(weights, gate_at, rf < F, first_f, i * BLOCK_K, BLOCK_K, FETCH)
+        up_w = fetched(weights, up_at, rf < F, F + first_f, i * BLOCK_K, BLOCK_K, FETCH)
         gate = tl.dot(gate_w, x, gate, out_dtype=tl.int32)
         up = tl.dot(up_w, x, up, out_dtype=tl.int32)
     allow_successor(PDL)

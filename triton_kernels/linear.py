@@ -50,10 +50,9 @@ def dot_kernel(
     rt = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     rp = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     part = tl.program_id(2)
-    # rows past the end read the last row again and are not stored: loads need no mask
+    # rows of weights past the end are the last again and are not stored: their loads need no mask
     sum0, sum1, sum2, sum3 = plane_sums(
-        planes, codes, tl.minimum(rp, P - 1), tl.minimum(rt, T - 1), part * (K // SPLIT_K),
-        K, SPLIT_K, BLOCK_P, BLOCK_T, BLOCK_K,
+        planes, codes, tl.minimum(rp, P - 1), rt, T, part * (K // SPLIT_K), K, SPLIT_K, BLOCK_P, BLOCK_T, BLOCK_K,
     )  # fmt: skip
     allow_successor(PDL)
     in_t = rt < T

@@ -40,10 +40,12 @@ def rescore_kernel(
     t = tl.program_id(1).to(tl.int64)
     rc = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     rows = tl.maximum(tl.load(ids + t * C + rc, mask=rc < C, other=0), 0)
-    # the token in every column: the shape of the product decides its bits, and only the first column is kept
+    # the shape of the product decides its bits, though only the first column holds a token
     column = tl.arange(0, BLOCK_T)
     x_at = x + t * K + tl.zeros([1, BLOCK_T], dtype=tl.int64)
-    total = logit_tile(table + rows[:, None] * K, x_at, K, BLOCK_V, BLOCK_T, BLOCK_K, False, BF16)
+    total = logit_tile(
+        table + rows[:, None] * K, x_at, (column == 0)[None, :], K, BLOCK_V, BLOCK_T, BLOCK_K, False, BF16
+    )  # fmt: skip
     allow_successor(PDL)
     tl.store(out + t * C + rc, tl.sum(tl.where(column[None, :] == 0, total, 0.0), axis=1), mask=rc < C)
 
