@@ -129,8 +129,8 @@ def gated_candidates(form: Regime, bucket: int, num_packed: int, padded_k: int, 
 def attention_candidates(heuristic: AttentionTile) -> Iterator[AttentionTile]:
     """Shapes for prefill and decode alike; `rows` holds the heads of a group, which the heuristic's does."""
     for rows, keys, split, warps, stages in (
-        *((16, 64, 128, 4, 2), (16, 32, 128, 4, 3), (16, 32, 128, 2, 3), (16, 64, 64, 4, 2), (16, 32, 64, 4, 3)),
-        *((32, 64, 128, 4, 2), (16, 64, 256, 4, 2), (16, 128, 128, 8, 2), (32, 32, 128, 2, 3), (16, 64, 128, 4, 3)),
+        *((64, 64, 128, 4, 2), (16, 64, 128, 4, 2), (64, 32, 128, 4, 3), (64, 64, 64, 4, 2), (64, 64, 256, 4, 2)),
+        *((32, 64, 128, 4, 2), (16, 32, 128, 4, 3), (16, 64, 64, 4, 2), (64, 64, 128, 8, 2), (16, 32, 128, 2, 3)),
     ):
         if rows >= heuristic.rows // 2:
             yield AttentionTile(rows, keys, split, warps, stages)

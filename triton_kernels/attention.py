@@ -30,6 +30,8 @@ from triton_kernels.tuning import AttentionTile, attention_tile, power_of_two
 
 PROGRAMS_A_PROCESSOR = 8
 MERGED_AT_ONCE = 4
+MERGED_ROWS = 16
+"""Rows and splits that are merged side by side: what registers hold beside what attention needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,10 @@ class QueryBlocks:
 def query_rows(
     block_row, block_first, starts, lengths, kv_head, i, G: tl.constexpr, HQ: tl.constexpr, ROWS: tl.constexpr
 ):
-    """Which (token, head) each matrix row is, and where it sits: line in [T * HQ], position (-1: none), row, end."""
+    """Which (token, head) each matrix row i is, and where it sits: line in [T * HQ], position (-1: none), row, end.
+
+    The last number is that of the matrix rows which are any.
+    """
     TOKENS: tl.constexpr = ROWS // G
     row = tl.load(block_row + tl.program_id(0))
     first = tl.load(block_first + tl.program_id(0))
@@ -60,15 +65,16 @@ def query_rows(
     there = (i < TOKENS * G) & (token < count)
     position = tl.where(there, before + token, -1)
     line = (start + token).to(tl.int64) * HQ + kv_head * G + i % G
-    return line, there, position, row, before + tl.minimum(first + TOKENS, count)
+    last = tl.minimum(first + TOKENS, count)
+    return line, there, position, row, before + last, (last - first) * G
 
 
 @triton.jit
-def merged_splits(
-    part_most, part_total, part_weighted, line, there, d, num_splits, max_splits, D: tl.constexpr,
+def store_merged(
+    out, part_most, part_total, part_weighted, line, there, d, num_splits, max_splits, D: tl.constexpr,
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """The partial results of all splits put together, in order: sum, weighted values."""
+    """The partial results of all splits put together, in order, for some rows."""
     cell = there[:, None] & (d < D)[None, :]
     most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
@@ -89,7 +95,8 @@ def merged_splits(
                 cache_modifier=".cg",
             )
             most, total, weighted = merge(most, total, weighted, next_most, next_total, next_weighted)
-    return total, weighted
+    result = tl.math.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
+    tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
 
 
 @triton.jit(do_not_specialize=["max_blocks", "max_splits"])  # they grow with the longest row
@@ -122,6 +129,7 @@ def attention_kernel(
     SPLIT: tl.constexpr,
     PARTIAL: tl.constexpr,
     AT_ONCE: tl.constexpr,
+    MERGED_ROWS: tl.constexpr,
     INT8: tl.constexpr,
     BF16: tl.constexpr,
     PDL: tl.constexpr,
@@ -130,7 +138,7 @@ def attention_kernel(
     kv_head = tl.program_id(1)
     i = tl.arange(0, ROWS)
     d = tl.arange(0, BLOCK_D)
-    line, there, position, row, end = query_rows(
+    line, there, position, row, end, _ = query_rows(
         block_row, block_first, starts, lengths, kv_head, i, HQ // HKV, HQ, ROWS
     )
     allow_successor(PDL)
@@ -153,18 +161,27 @@ def attention_kernel(
             tl.store(part_weighted + to[:, None] * D + d[None, :], next_weighted, mask=cell)
         else:
             most, total, weighted = merge(most, total, weighted, next_most, next_total, next_weighted)
-    last = True
     if PARTIAL:
         # all threads' results are written before this program counts itself in, and seen by the one that finds all
         tl.debug_barrier()
         mine = arrived + tl.program_id(0) * HKV + kv_head
-        last = tl.atomic_add(mine, 1, sem="acq_rel") == tl.num_programs(2) - 1
-        if last:
+        if tl.atomic_add(mine, 1, sem="acq_rel") == tl.num_programs(2) - 1:
             tl.store(mine, 0)
-            total, weighted = merged_splits(
-                part_most, part_total, part_weighted, line, there, d, num_splits, max_splits, D, BLOCK_D, ROWS, AT_ONCE
-            )  # fmt: skip
-    if last:
+            # found again, not kept in registers while there was something else to do
+            _, _, _, _, end, num_rows = query_rows(
+                block_row, block_first, starts, lengths, kv_head, i, HQ // HKV, HQ, ROWS
+            )
+            num_splits = (end + SPLIT - 1) // SPLIT
+            for done in range(0, num_rows, MERGED_ROWS):
+                part_line, part_there, _, _, _, _ = query_rows(
+                    block_row, block_first, starts, lengths, kv_head, done + tl.arange(0, MERGED_ROWS),
+                    HQ // HKV, HQ, ROWS,
+                )  # fmt: skip
+                store_merged(
+                    out, part_most, part_total, part_weighted, part_line, part_there, d, num_splits, max_splits,
+                    D, BLOCK_D, MERGED_ROWS, AT_ONCE,
+                )  # fmt: skip
+    else:
         result = tl.math.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
         tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
 
@@ -265,6 +282,7 @@ def attend(
         SPLIT=tile.split,
         PARTIAL=programs > 1,
         AT_ONCE=MERGED_AT_ONCE,
+        MERGED_ROWS=min(MERGED_ROWS, tile.rows),
         INT8=cache.is_int8,
         BF16=device.bf16,
         num_warps=tile.num_warps,

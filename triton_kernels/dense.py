@@ -24,13 +24,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from triton_kernels.chain import allow_successor, wait_for_predecessor
+from triton_kernels.chain import allow_successor, ask_for_rows, wait_for_predecessor
 from triton_kernels.device import Device
 from triton_kernels.pack import Dense
 from triton_kernels.pointwise import Quantized, check_act, gated
 from triton_kernels.sums import rescale
 from triton_kernels.tuning import COPY_ENGINE, DenseTile
 
+FEW_TOKENS = 64
+"""Up to so many, weights are what a linear waits for."""
 SUMS_A_THREAD = 128
 """So many accumulators and the addresses of an epilogue do not fit a thread's registers: it is done in halves then."""
 
@@ -79,6 +81,7 @@ def dense_kernel(
     arrived,  # int32 of zeros, one a tile, and zeros again at the end; for SPLIT_K > 1
     codes,  # int8 [T, K], or its descriptor
     weights,  # int8 [N, K], or its descriptor
+    plain,  # int8 [N, K]: the weights by address, for AHEAD
     token_scale,  # f32 [T]
     row_scale,  # f32 [N]
     residual,  # f32 [T, N]
@@ -93,14 +96,18 @@ def dense_kernel(
     FETCH: tl.constexpr,
     HALVES: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    wait_for_predecessor(PDL)
     # programs of one tile of weights follow one another, so that it comes from memory once
     first_t = tl.program_id(0) * BLOCK_T
     first_n = tl.program_id(1) * BLOCK_N
     rt = first_t + tl.arange(0, BLOCK_T)
     rn = first_n + tl.arange(0, BLOCK_N)
+    if AHEAD:
+        row = plain + tl.minimum(rn, N - 1).to(tl.int64) * K + tl.program_id(2) * turns * BLOCK_K
+        ask_for_rows(row, turns * BLOCK_K)
+    wait_for_predecessor(PDL)
     w_at = own_addresses(weights, rn, K, FETCH)
     x_at = own_addresses(codes, rt, K, FETCH)
     total = tl.zeros([BLOCK_N, BLOCK_T], dtype=tl.int32)
@@ -227,6 +234,7 @@ def dense_linear(
         out=out,
         sums=sums,
         arrived=arrived,
+        plain=w.weights,
         residual=out if residual is None else residual,
         N=num_outputs,
         turns=turns,
@@ -234,6 +242,7 @@ def dense_linear(
         SPLIT_K=tile.split_k,
         HALVES=in_halves(tile.rows, tile),
         HAS_RESIDUAL=residual is not None,
+        AHEAD=device.asks_ahead and num_tokens <= FEW_TOKENS,
         **operands(q, w, tile, tile.rows),
     )
 

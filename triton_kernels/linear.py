@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.chain import allow_successor, wait_for_predecessor
-from triton_kernels.dense import dense_linear, dense_scratch
+from triton_kernels.chain import allow_successor, ask_for_rows, wait_for_predecessor
+from triton_kernels.dense import FEW_TOKENS, dense_linear, dense_scratch
 from triton_kernels.device import Device
 from triton_kernels.gemv import gemv
 from triton_kernels.pack import Weights
@@ -44,12 +44,16 @@ def dot_kernel(
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    wait_for_predecessor(PDL)
     rt = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     rp = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     part = tl.program_id(2)
+    if AHEAD:
+        row = planes + tl.minimum(rp, P - 1).to(tl.int64) * K + part * (K // SPLIT_K)
+        ask_for_rows(row, K // SPLIT_K)
+    wait_for_predecessor(PDL)
     # rows of weights past the end are the last again and are not stored: their loads need no mask
     sum0, sum1, sum2, sum3 = plane_sums(
         planes, codes, tl.minimum(rp, P - 1), rt, T, part * (K // SPLIT_K), K, SPLIT_K, BLOCK_P, BLOCK_T, BLOCK_K,
@@ -164,6 +168,7 @@ def matmul(
         BLOCK_T=tile.tokens,
         BLOCK_K=tile.depth,
         SPLIT_K=tile.split_k,
+        AHEAD=device.asks_ahead and num_tokens <= FEW_TOKENS,
         out=sums,
         **scaling(q, w, residual, out),
         BLOCK_P=tile.packed,

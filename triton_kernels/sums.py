@@ -37,8 +37,8 @@ def rescale(total, token_scale, row_scale, residual, at, mask, HAS_RESIDUAL: tl.
 
 @triton.jit
 def plane_sums(
-    planes, codes, rp, rt, T, first_k, K: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    planes, codes, rp, rt, T, first_k, K: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The masked sums [BLOCK_P, BLOCK_T] of the four planes of packed rows rp and tokens rt over K // PARTS of K.
 

@@ -283,7 +283,7 @@ CASES = {
         lambda device: attention(device, 256, "int8"), "attention_kernel", 216, 29, {"HMMA": 64}, {"HMMA": 64}
     ),
     "attention in parts": Case(
-        lambda device: attention(device, 8, "bf16"), "attention_kernel", 224, 37, {"HMMA": 64}, {"HMMA": 64}
+        lambda device: attention(device, 8, "bf16"), "attention_kernel", 176, 37, {"HMMA": 64}, {"HMMA": 64}
     ),
     "attention with heads of 256": Case(
         lambda device: attention(device, 256, "bf16", 12, 4, 256),
@@ -405,6 +405,23 @@ def test_a_chained_kernel_waits_before_it_reads_what_another_wrote(name: str) ->
     loads = [opcode for opcode in before if opcode.startswith(("LDG", "ST", "RED", "ATOM"))]
     assert set(loads) <= {"LDG.E.EF.128"}
     assert bool(loads) == (CASES[name].kernel == "gemv_kernel")
+
+
+@pytest.mark.parametrize(
+    ("name", "asks"),
+    [
+        ("GEMV of qkv", True),
+        ("16 tokens of qkv", True),
+        ("32 tokens of gate and up as int8", True),
+        ("256 tokens of gate and up as int8", False),
+    ],
+)
+def test_a_chained_linear_of_few_tokens_asks_for_its_weights_before_it_waits(name: str, asks: bool) -> None:
+    opcodes = list(cuda(launch_of(CASES[name], wgmma=True, pdl=True), 90).opcodes)
+    before = opcodes[: opcodes.index("ACQBULK")]
+    assert any(opcode.startswith("CCTL") for opcode in before) == asks
+    plain = cuda(launch_of(CASES[name], wgmma=True), 90)
+    assert plain.count("CCTL") == 0
 
 
 @pytest.mark.parametrize(
