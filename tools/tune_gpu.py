@@ -27,9 +27,9 @@ import triton_kernels
 from benchmarks.gpu.bench import BLOCK_TOKENS, Options, decode_batch, seconds
 from bitnet_model.checkpoint import load_model
 from tools.make_checkpoint import PRESETS, write_checkpoint
-from tools.tuner import BUCKETS, Rows, Tuner
+from tools.tuner import BUCKETS, Rows, Tuner, passed_over
 from tools.tuning_candidates import Tile, attention_candidates, choose
-from tools.tuning_compiler import spare_cores
+from tools.tuning_compiler import AttentionJob, Compilers, spare_cores
 from tools.tuning_linears import tune_gated, tune_linears
 from triton_kernels.attention import paged_attention, query_blocks
 from triton_kernels.cache import new_cache
@@ -51,13 +51,23 @@ def tune_attention(tuner: Tuner) -> Iterator[str]:
     if device.torch_device.type != "cuda":
         works = [(1, 2, 9)]
 
+    heuristic = attention_tile(size, group, dataclasses.replace(device, tuned={}))
+    tiles = dict.fromkeys((heuristic, *attention_candidates(heuristic)))
+    compilers = Compilers(device, tuner.workers)
+    jobs = {tile: AttentionJob(tile, shape.heads, shape.kv_heads, size, BLOCK_TOKENS) for tile in tiles}
+    for job in jobs.values():
+        compilers.add(job)
+
     def taken(tile: Tile) -> float | None:
+        why = compilers.failure(jobs[tile], tuner.left_s)  # type: ignore[index]
+        if why:
+            return passed_over(why)
         trial = tuner.with_row(key, tile)
         times = [tuner.seconds(attention_work(trial, shape, *work)) for work in works]
         return None if None in times else sum(time_s for time_s in times if time_s is not None)
 
-    heuristic = attention_tile(size, group, dataclasses.replace(device, tuned={}))
-    winner = choose(heuristic, attention_candidates(heuristic), taken)
+    winner = choose(heuristic, tiles, taken)
+    compilers.close()
     if tuner.left_s > 0:
         tuner.take(key, winner)
         yield key

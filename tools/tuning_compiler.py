@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 
+from triton_kernels.attention import QueryBlocks, attend
+from triton_kernels.cache import new_cache
 from triton_kernels.dense import dense_gated
 from triton_kernels.device import Device
 from triton_kernels.gated import gated_linear
 from triton_kernels.linear import ternary_linear
 from triton_kernels.pack import Dense, Weights, padded
 from triton_kernels.pointwise import new_quantized
-from triton_kernels.tuning import DenseTile, LinearTile
+from triton_kernels.tuning import AttentionTile, DenseTile, LinearTile
 
 
 class Compiler(Device):
@@ -55,11 +57,37 @@ class Job:
     gated: bool = False
 
 
-def run_job(job: Job, facts: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, slots=True)
+class AttentionJob:
+    """One tile of attention over a bf16 cache, with splits shared and not."""
+
+    tile: AttentionTile
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_tokens: int
+
+
+def run_job(job: Job | AttentionJob, facts: Mapping[str, Any]) -> None:
     """Compile one job's kernels for a device of these facts (`facts_of`)."""
-    device = Compiler(
-        **{**facts, "torch_device": torch.device("meta"), "tuned": {job.key: dataclasses.asdict(job.tile)}}
-    )
+    device = Compiler(**{**facts, "torch_device": torch.device("meta")})
+    if isinstance(job, AttentionJob):
+        compile_attention(job, device)
+    else:
+        compile_linear(job, dataclasses.replace(device, tuned={job.key: dataclasses.asdict(job.tile)}))
+
+
+def compile_attention(job: AttentionJob, device: Device) -> None:
+    cache = new_cache(1, 1, job.block_tokens, job.num_kv_heads, job.head_dim, "bf16", device)
+    ids = device.empty(4, dtype=torch.int32)
+    blocks = QueryBlocks(ids, ids, device.empty(4, job.num_kv_heads, dtype=torch.int32))
+    q = device.empty(4, job.num_heads, job.head_dim, dtype=torch.float32)
+    out, tables = device.empty(4, q[0].numel(), dtype=torch.float32), device.empty(4, 1, dtype=torch.int32)
+    for programs in (1, 2):
+        attend(out, q, cache, 0, tables, ids, ids, blocks, job.tile, programs, programs, device)
+
+
+def compile_linear(job: Job, device: Device) -> None:
     q, w = new_quantized(job.tokens, job.num_inputs, device), empty_weights(job.num_outputs, job.num_inputs, device)
     if not job.gated:
         ternary_linear(q, w, None, device)
@@ -92,16 +120,16 @@ class Compilers:
 
     def __init__(self, device: Device, workers: int) -> None:
         self._facts = facts_of(device) | {"tuned": {}}
-        self._jobs: dict[Job, Future[None]] = {}
+        self._jobs: dict[Job | AttentionJob, Future[None]] = {}
         self._pool: ProcessPoolExecutor | None = None
         if workers:
             self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
 
-    def add(self, job: Job) -> None:
+    def add(self, job: Job | AttentionJob) -> None:
         if self._pool is not None and job not in self._jobs:
             self._jobs[job] = self._pool.submit(run_job, job, self._facts)
 
-    def failure(self, job: Job, timeout_s: float) -> str:
+    def failure(self, job: Job | AttentionJob, timeout_s: float) -> str:
         """Why the job does not compile, when that is known; empty where it does. Waits for its turn."""
         if job not in self._jobs:
             return ""

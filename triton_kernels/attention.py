@@ -193,8 +193,11 @@ def query_blocks(starts: list[int], num_heads: int, num_kv_heads: int, head_dim:
     found = [
         (row, first) for row, (start, end) in enumerate(pairwise(starts)) for first in range(0, end - start, tokens)
     ]
-    table = torch.tensor(found, dtype=torch.int32).view(-1, 2).T.contiguous().to(device.torch_device)
-    return QueryBlocks(table[0], table[1], device.zeros(len(found), num_kv_heads, dtype=torch.int32))
+    count = len(found)
+    # both begin where 16-byte loads may, or a kernel would be compiled anew for some numbers of programs
+    table = torch.nn.functional.pad(torch.tensor(found, dtype=torch.int32).view(-1, 2).T, (0, -count % 4))
+    row, first = table.contiguous().to(device.torch_device)[:, :count]
+    return QueryBlocks(row, first, device.zeros(count, num_kv_heads, dtype=torch.int32))
 
 
 def paged_attention(

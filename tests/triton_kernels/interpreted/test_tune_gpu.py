@@ -18,7 +18,7 @@ from tools.tuning_candidates import (
     gated_dense_candidates,
     linear_candidates,
 )
-from tools.tuning_compiler import Compilers, Job
+from tools.tuning_compiler import AttentionJob, Compilers, Job
 from tools.tuning_linears import gates
 from triton_kernels.device import INTERPRETER, open_device
 from triton_kernels.pack import padded
@@ -108,12 +108,15 @@ def is_dense(work: Callable[[], Tensor]) -> bool:
     return any(key.startswith("dense") for cell in cells for key in getattr(cell, "tuned", ()))
 
 
-def test_a_job_that_does_not_compile_says_why_and_the_others_go_on() -> None:
-    compilers = Compilers(CPU, workers=0)
-    job = Job("key", A, 4, 64, 128)
-    compilers.add(job)
-    assert compilers.failure(job, 1.0) == ""  # nothing is compiled beforehand here
-    compilers.close()
+def test_a_job_that_does_not_compile_says_why_and_without_workers_nothing_is_compiled() -> None:
+    jobs = [Job("key", A, 4, 64, 128), AttentionJob(AttentionTile(16, 32, 64, 4, 1), 2, 1, 16, 8)]
+    for workers in (0, 1):
+        compilers = Compilers(CPU, workers)
+        for job in jobs:
+            compilers.add(job)
+        # there is no compiler where kernels are interpreted
+        assert [bool(compilers.failure(job, 60.0)) for job in jobs] == [workers > 0] * 2
+        compilers.close()
 
 
 def test_winners_are_written_as_the_wing_reads_them_and_a_second_call_goes_on_where_the_first_ended(
