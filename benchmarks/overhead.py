@@ -36,19 +36,19 @@ from service.engine.async_engine import AsyncEngine, EngineOptions
 from service.engine.engine import Engine
 from service.engine.plan import StepPlan
 from service.engine.request import Limits, Request, SamplingParams
-from service.engine.runner import Completed, ModelRunner
+from service.engine.runner import Completed, ModelRunner, decodes_only
 from service.engine.thread import Loaded
 from service.server import listen, make_server, url_of
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """When it was launched (s), how long the model took (s), its rows and its tokens."""
+    """When it was launched (s), how long the model took (s), its rows if they only decode (else 0), its rounds."""
 
     launched: float
     model: float
     rows: int
-    tokens: int
+    rounds: int
 
 
 class Watched:
@@ -58,7 +58,7 @@ class Watched:
         self.steps: list[Step] = []
         self._in_model = 0.0
         self._launch = runner.launch
-        for name in ("forward", "draw", "logits", "top_logits"):
+        for name in ("forward", "draw", "decode", "logits", "top_logits"):
             function = getattr(runner.model, name)
             if function is not None:
                 setattr(runner.model, name, self._timed(function))
@@ -80,14 +80,15 @@ class Watched:
         try:
             return self._launch(plan)
         finally:
-            self.steps.append(Step(began, self._in_model, len(plan.rows), plan.num_tokens))
+            num_rows = len(plan.rows) if decodes_only(plan) else 0
+            self.steps.append(Step(began, self._in_model, num_rows, plan.rounds))
 
     def outside(self, rows: int) -> list[float]:
         """The share of each step's time that is not the model's, where this and the next one decode so many rows."""
         return [
             1 - step.model / (later.launched - step.launched)
             for step, later in zip(self.steps, self.steps[1:], strict=False)
-            if step.rows == step.tokens == later.rows == later.tokens == rows
+            if step.rows == later.rows == rows
         ]
 
 
@@ -158,8 +159,9 @@ def main() -> None:
     row = {
         "clients": args.clients,
         "steps": len(shares),
+        "rounds": statistics.median(step.rounds for step in watched.steps if step.rows == args.clients),
         "outside": statistics.median(shares),
-        "step_ms": many["gap_ms"],
+        "gap_ms": many["gap_ms"],
         "engine_first_ms": 1e3 * engine_s,
         "server_first_ms": 1e3 * server_s,
         "beyond_ms": 1e3 * (server_s - engine_s),

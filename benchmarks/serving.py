@@ -127,6 +127,7 @@ async def burst(url: str, bodies: list[dict[str, Any]]) -> list[Answer]:
 def figures(answers: list[Answer]) -> Figures:
     """Generated tokens a second of the whole round; median and 99th percentile of first text (s) and gaps (ms)."""
     gaps = [b - a for answer in answers for a, b in zip(answer.arrivals, answer.arrivals[1:], strict=False)]
+    gaps = gaps or [0.0]  # a small model may be through before its first text is sent
     firsts = [answer.arrivals[0] for answer in answers]
     return {
         "tok_s": sum(answer.num_tokens for answer in answers) / max(answer.ended for answer in answers),

@@ -1,5 +1,7 @@
 """The tensors of one step: ForwardBatch, all that a forward pass needs, and DrawBatch, how its rows draw their tokens.
 
+DecodeBatch is what is left of a ForwardBatch where every row is the newest token of its request.
+
 Axis letters, used in every docstring of this project:
     T  tokens in the step        H    hidden size           K  inputs of a linear     V  vocabulary
     B  rows (one per request)    Hq   query heads           N  outputs of a linear    R  rows whose logits are wanted
@@ -39,17 +41,41 @@ class ForwardBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class DrawBatch:
-    """How the next token of each of R rows is drawn: penalties, top_k, top_p, min_p, temperature, one random number.
+class DecodeBatch:
+    """Rows of one token each.
 
-    windows     int64   [W]      the tokens whose logits are penalised, as often as they occur, row after row
-    starts      int32   [R + 1]  offsets of the rows in W; starts[0] = 0, starts[R] = W
-    parameters  float64 [R, 8]   temperature (0: the likeliest), top_k (1 or more), top_p (1: all), min_p (0: all),
-                                 repeat, presence and frequency penalty, the random number, of [0, 1)
+    token_ids     int64 [B]              the newest token of each row
+    lengths       int32 [B]              keys visible to it, its own included: it sits at position lengths - 1
+    block_tables  int32 [B, max_blocks]  as in ForwardBatch, with blocks for every round that is asked for
+    """
+
+    token_ids: Tensor
+    lengths: Tensor
+    block_tables: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DrawBatch:
+    """How the next token of each of R rows is drawn, or the next of several rounds: biases, penalties, top_k, top_p,
+    min_p, temperature, one random number.
+
+    parameters     float64 [R, 8]       temperature (0: the likeliest), top_k (1 or more), top_p (1: all), min_p (0:
+                                        all), repeat, presence and frequency penalty, and of how many of its last tokens
+    randoms        float64 [rounds, R]  of [0, 1)
+    windows        int64   [W]          the tokens whose logits are penalised, as often as they occur, row after row;
+                                        a row's window goes on with what its earlier rounds drew
+    window_starts  int32   [R + 1]      offsets of the rows in W; [0] = 0, [R] = W
+    bias_ids       int64   [E]          tokens with a bias, row after row; -inf forbids one
+    biases         float32 [E]          added before the penalties
+    bias_starts    int32   [R + 1]      offsets of the rows in E
 
     The samplers' meaning is that of service/engine/sampler.py. Equal logits go to the lower id.
     """
 
-    windows: Tensor
-    starts: Tensor
     parameters: Tensor
+    randoms: Tensor
+    windows: Tensor
+    window_starts: Tensor
+    bias_ids: Tensor
+    biases: Tensor
+    bias_starts: Tensor

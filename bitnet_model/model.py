@@ -22,6 +22,7 @@ class Model:
     """A loaded model on one wing. Not thread-safe: one thread runs forwards.
 
     draw: takes hidden states f32 [R, H] and a DrawBatch to tokens, where the wing can; else None.
+    decode: takes rows of one token, a DrawBatch and the cache to the tokens of several rounds, likewise.
     """
 
     def __init__(self, config: ModelConfig, ops: Ops, plan: ModelPlan) -> None:
@@ -31,6 +32,7 @@ class Model:
         self._layers = tuple(Layer(ops, plan, layer, index) for index, layer in enumerate(plan.layers))
         self._step = ops.compile(plan)
         self.draw = ops.compile_draw(plan)
+        self.decode = ops.compile_decode(plan)
 
     def forward(self, batch: ForwardBatch, cache: Cache) -> Tensor:
         """Run one step, writing its keys and values -> f32 [R, H]: batch.logit_rows, before the final norm."""

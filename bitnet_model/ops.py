@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from bitnet_model.batch import DrawBatch, ForwardBatch
+from bitnet_model.batch import DecodeBatch, DrawBatch, ForwardBatch
 from bitnet_model.errors import BackendUnavailable as BackendUnavailable  # callers look for it beside load_ops
 from bitnet_model.plan import Activation, Cache, ModelPlan, Quantized, RopeTables, Table, Weights
 
@@ -29,7 +29,16 @@ StepFunction: TypeAlias = Callable[[ForwardBatch, Cache], Tensor]
 """(batch, cache) -> f32 [R, H]: the hidden states of batch.logit_rows before the final norm."""
 
 DrawFunction: TypeAlias = Callable[[Tensor, DrawBatch], Tensor]
-"""(f32 [R, H], draws) -> the next token of each row, int64 [R]; -1 where a row's logits are no finite numbers."""
+"""(f32 [R, H], draws of one round) -> the next token of each row, int64 [R].
+
+-1 where a row's logits are no finite numbers, -2 where its biases forbid every token.
+"""
+
+DecodeFunction: TypeAlias = Callable[[DecodeBatch, DrawBatch, Cache], Tensor]
+"""(rows, draws, cache) -> int64 [rounds, B]: rounds of a step and a draw, each on the tokens of the one before it.
+
+A row for which there is no token (-1 or -2 as above) has none in the rounds that follow either.
+"""
 
 
 class Ops(Protocol):
@@ -162,6 +171,10 @@ class Ops(Protocol):
 
     def compile_draw(self, plan: ModelPlan) -> DrawFunction | None:
         """A callable that takes hidden states to tokens, or None (then: `head_topk`, and the caller draws)."""
+        ...
+
+    def compile_decode(self, plan: ModelPlan) -> DecodeFunction | None:
+        """A callable for several rounds of decoding at once, with the tokens of as many steps and draws, or None."""
         ...
 
     def set_threads(self, n: int) -> None:

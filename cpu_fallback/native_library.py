@@ -13,7 +13,7 @@ from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_s
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 FILE_NAME = "libbitnet_native.so"
 
 
@@ -127,6 +127,20 @@ class NativePlan(Structure):
         ("rope", NativeRope),
         ("embedding", NativeTable),
         ("layers", POINTER(NativeLayer)),
+        ("head_gain", c_void_p),
+        ("head", NativeTable),
+    ]
+
+
+class NativeDecoding(Structure):
+    """bn_decoding: rows of one token each."""
+
+    _fields_ = [
+        ("token_ids", c_void_p),
+        ("block_tables", c_void_p),
+        ("lengths", c_void_p),
+        ("requests", c_int32),
+        ("max_blocks", c_int32),
     ]
 
 
@@ -141,7 +155,23 @@ class NativeDraw(Structure):
         ("repeat", c_double),
         ("presence", c_double),
         ("frequency", c_double),
-        ("random", c_double),
+        ("last_n", c_double),
+    ]
+
+
+class NativeDraws(Structure):
+    """bn_draws: the draws of a batch of rows, and of several tokens for each."""
+
+    _fields_ = [
+        ("rows", c_void_p),
+        ("randoms", c_void_p),
+        ("windows", c_void_p),
+        ("window_starts", c_void_p),
+        ("bias_ids", c_void_p),
+        ("biases", c_void_p),
+        ("bias_starts", c_void_p),
+        ("num_rows", c_int32),
+        ("rounds", c_int32),
     ]
 
 
@@ -160,8 +190,9 @@ _VERBS: dict[str, tuple[Any, ...]] = {
     "attention": (_P, _I, POINTER(NativeCache), _I, POINTER(NativeBatch), _P),
     "head": (_P, _P, c_float, POINTER(NativeTable), _I, _P),
     "head_topk": (_P, _P, c_float, POINTER(NativeTable), _I, _I, _P, _I, _P, _P),
-    "head_draw": (_P, _P, c_float, POINTER(NativeTable), _P, _P, _I, _P, _I, _P),
+    "head_draw": (_P, _P, c_float, POINTER(NativeTable), POINTER(NativeDraws), _P),
     "step": (POINTER(NativePlan), POINTER(NativeBatch), POINTER(NativeCache), _P),
+    "decode": (POINTER(NativePlan), POINTER(NativeDecoding), POINTER(NativeCache), POINTER(NativeDraws), _P),
 }
 
 

@@ -29,16 +29,13 @@ from cpu_fallback.native_library import (
     NativeBatch,
     NativeCache,
     NativeContext,
-    NativeDraw,
     NativeLibrary,
     NativeMemory,
     NativeSegment,
     NativeTable,
     NativeWeights,
 )
-from cpu_fallback.native_step import CompiledStep
-
-DRAW_PARAMETERS = len(NativeDraw._fields_)
+from cpu_fallback.native_step import CompiledStep, Draws
 
 
 class NativeCpuWing:
@@ -260,16 +257,16 @@ class NativeCpuWing:
         return ids, logits
 
     def head_draw(self, x: Tensor, gain: Tensor, eps: float, table: Table, draws: Any) -> Tensor:
-        """The next token of each row, drawn as `draws` says (read by attribute): int64 [R]; -1 for a row gone bad."""
+        """The next token of each row, drawn as `draws` says (a DrawBatch of one round): int64 [R].
+
+        -1 where a row's logits are no finite numbers, -2 where its biases forbid every token.
+        """
         x, gain = self._head_inputs(x, gain, table)
-        rows = x.shape[0]
-        parameters = dense(draws.parameters, torch.float64, (rows, DRAW_PARAMETERS), "parameters")
-        windows = dense(draws.windows, torch.int64, (None,), "windows")
-        starts = dense(draws.starts, torch.int32, (rows + 1,), "starts")
-        ids = torch.empty(rows, dtype=torch.int64)
-        inputs = (x.data_ptr(), gain.data_ptr(), eps, table.native, parameters.data_ptr())
-        ragged = (windows.data_ptr(), len(windows), starts.data_ptr())
-        self._context.call("head_draw", *inputs, *ragged, rows, ids.data_ptr())
+        drawn = Draws(draws)
+        if (drawn.native.num_rows, drawn.native.rounds) != (x.shape[0], 1):
+            raise ValueError(f"{x.shape[0]} rows need as many draws of one round, not {list(draws.randoms.shape)}")
+        ids = torch.empty(x.shape[0], dtype=torch.int64)
+        self._context.call("head_draw", x.data_ptr(), gain.data_ptr(), eps, table.native, drawn.native, ids.data_ptr())
         return ids
 
     def _head_inputs(self, x: Tensor, gain: Tensor, table: Table) -> tuple[Tensor, Tensor]:
@@ -278,9 +275,13 @@ class NativeCpuWing:
 
     # --- the whole step ---
 
-    def compile(self, plan: Any) -> Callable[[Any, Cache], Tensor]:
+    def compile(self, plan: Any) -> CompiledStep:
         """A callable (batch, cache) -> f32 [R, H] that runs every layer in one call, with the bits of the verbs."""
         return CompiledStep(self._context, plan)
+
+    def compile_decode(self, plan: Any) -> Callable[[Any, Any, Cache], Tensor]:
+        """A callable (rows, draws, cache) -> ids int64 [rounds, B]: rounds of steps and draws in one call."""
+        return self.compile(plan).decode
 
     def warm_up(self, *_: object) -> Iterator[tuple[int, int]]:
         """Nothing: the first step is like any other."""

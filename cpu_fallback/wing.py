@@ -129,6 +129,10 @@ class TorchWing:
         """None: the engine draws from what `head_topk` ranks."""
         return None
 
+    def compile_decode(self, plan: object) -> Callable[..., Tensor] | None:  # noqa: ARG002
+        """None: the engine goes from step to step."""
+        return None
+
     def set_threads(self, n: int) -> None:
         """Use n threads from the next verb on."""
         self._pool.set_threads(n)

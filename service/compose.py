@@ -30,7 +30,7 @@ from service.engine.async_engine import AsyncEngine, EngineInfo, EngineOptions, 
 from service.engine.blocks import BLOCK_TOKENS, BlockPool
 from service.engine.engine import Engine
 from service.engine.errors import EngineDead
-from service.engine.scheduler import SchedulerLimits
+from service.engine.scheduler import MAX_ROUNDS, SchedulerLimits
 from service.fingerprint import fingerprint
 from service.logs import set_up_logs
 from service.server import EXIT_ENGINE_DEAD, ListenError, run
@@ -95,9 +95,9 @@ def load(settings: Settings) -> Loaded:
     )
     warm_up(runner, max_rows=sizes.max_running, n_ctx=sizes.n_ctx_max, max_tokens=settings.n_batch)
     n_threads = int(ops.describe()["threads"])
-    engine = Engine(
-        runner, tokenizer, pool, SchedulerLimits(sizes.max_running, settings.n_batch, n_threads, settings.step_ms)
-    )
+    max_rounds = 1 if model.decode is None else MAX_ROUNDS
+    limits = SchedulerLimits(sizes.max_running, settings.n_batch, n_threads, settings.step_ms, max_rounds)
+    engine = Engine(runner, tokenizer, pool, limits)
     settle_memory()
     report = ", ".join(f"{part} {num_bytes / 1e6:.1f} MB" for part, num_bytes in model.memory_report().items())
     logger.info("loaded %s in %.1f s: %s", model_id, time.monotonic() - started_s, report)

@@ -152,6 +152,9 @@ class TritonWing:
     def compile_draw(self, plan: Any) -> None:
         """None: the engine draws from what `head_topk` ranks."""
 
+    def compile_decode(self, plan: Any) -> None:
+        """None: the engine goes from step to step."""
+
     def set_threads(self, n: int) -> None:
         """The host's threads have no part in a step on this device."""
 

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BN_ABI_VERSION 2
+#define BN_ABI_VERSION 3
 
 extern "C" {
 
@@ -84,13 +84,38 @@ typedef struct {
     bn_rope rope;
     bn_table embedding;
     const bn_layer* layers;
+    const float* head_gain;
+    bn_table head;
 } bn_plan;
 
-// How the next token of a row is drawn: penalties, the top_k likeliest (at least 1), top_p (1: all), min_p (0: all), then
-// the temperature and one number of [0, 1); temperature 0 takes the likeliest.
+// Rows of one token each, the newest of a request: what a step of nothing but such rows needs to know.
 typedef struct {
-    double temperature, top_k, top_p, min_p, repeat, presence, frequency, random;
+    const int64_t* token_ids;                // [B]
+    const int32_t *block_tables, *lengths;   // [B][max_blocks]; [B] keys visible to the token, its own included
+    int32_t requests, max_blocks;            // B, max_blocks
+} bn_decoding;
+
+// How the next token of a row is drawn: penalties over its last_n tokens, the top_k likeliest (at least 1), top_p (1:
+// all), min_p (0: all), then the temperature and one number of [0, 1); temperature 0 takes the likeliest.
+typedef struct {
+    double temperature, top_k, top_p, min_p, repeat, presence, frequency, last_n;
 } bn_draw;
+
+// The draws of R rows, and of `rounds` tokens for each, one after the other. Row r's part of a ragged list is
+// starts[r] .. starts[r+1]-1.
+typedef struct {
+    const bn_draw* rows;          // [R]
+    const double* randoms;        // [rounds][R]
+    const int64_t* windows;       // [window_starts[R]]: the tokens whose logits are penalised, as often as they occur
+    const int32_t* window_starts; // [R+1]
+    const int64_t* bias_ids;      // [bias_starts[R]]: tokens with a bias, added first; -infinity forbids one
+    const float* biases;
+    const int32_t* bias_starts;   // [R+1]
+    int32_t num_rows, rounds;
+} bn_draws;
+
+// Instead of a token: the row's logits are no finite numbers, or its biases forbid every token.
+enum { BN_NOT_FINITE = -1, BN_ALL_BANNED = -2 };
 
 #define BN_API __attribute__((visibility("default")))
 
@@ -126,12 +151,14 @@ BN_API const char* bn_head(bn_context* context, const float* x, const float* gai
 BN_API const char* bn_head_topk(bn_context* context, const float* x, const float* gain, float eps,
                                 const bn_table* table, int32_t rows, int32_t k, const int64_t* extra_ids,
                                 int32_t extra, int64_t* ids, float* logits);
-// windows [W]: the tokens whose logits are penalised, as often as they occur; row r's are starts[r] .. starts[r+1]-1.
-// ids [R]: the token drawn, or -1 where the row's logits are no finite numbers.
+// ids [R]: the token drawn, or why there is none. draws->rounds is 1.
 BN_API const char* bn_head_draw(bn_context* context, const float* x, const float* gain, float eps,
-                                const bn_table* table, const bn_draw* draws, const int64_t* windows,
-                                int32_t window_tokens, const int32_t* starts, int32_t rows, int64_t* ids);
+                                const bn_table* table, const bn_draws* draws, int64_t* ids);
 BN_API const char* bn_step(bn_context* context, const bn_plan* plan, const bn_batch* batch, const bn_cache* cache,
                            float* hidden);  // [R][H], before the final norm
+// draws->rounds steps, each of the tokens that the one before it drew. ids [rounds][B]: the tokens drawn, or why there
+// is none (then also in the rounds that follow).
+BN_API const char* bn_decode(bn_context* context, const bn_plan* plan, const bn_decoding* rows, const bn_cache* cache,
+                             const bn_draws* draws, int64_t* ids);
 
 }  // extern "C"

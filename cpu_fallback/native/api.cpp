@@ -163,14 +163,10 @@ const char* bn_head_topk(bn_context* context, const float* x, const float* gain,
 }
 
 const char* bn_head_draw(bn_context* context, const float* x, const float* gain, float eps, const bn_table* table,
-                         const bn_draw* draws, const int64_t* windows, int32_t window_tokens, const int32_t* starts,
-                         int32_t rows, int64_t* ids) {
+                         const bn_draws* draws, int64_t* ids) {
     return guarded(context, [&](bn_context& c) -> const char* {
-        if (const char* refusal = bitnet::refuse_ids(windows, window_tokens, table->rows, 0, "window token"))
-            return refusal;
-        if (starts[0] != 0 || starts[rows] != window_tokens || !std::is_sorted(starts, starts + rows + 1))
-            return "the starts do not cut the windows into rows";
-        bitnet::head_draw(c, x, gain, eps, *table, draws, windows, starts, rows, ids);
+        if (const char* refusal = bitnet::refuse_draws(*draws, *table)) return refusal;
+        bitnet::head_draw(c, x, gain, eps, *table, *draws, 0, ids);
         return nullptr;
     });
 }
@@ -180,6 +176,17 @@ const char* bn_step(bn_context* context, const bn_plan* plan, const bn_batch* ba
     return guarded(context, [&](bn_context& c) -> const char* {
         if (const char* refusal = refuse_step(*plan, *batch, *cache)) return refusal;
         bitnet::step(c, *plan, *batch, *cache, hidden);
+        return nullptr;
+    });
+}
+
+const char* bn_decode(bn_context* context, const bn_plan* plan, const bn_decoding* rows, const bn_cache* cache,
+                      const bn_draws* draws, int64_t* ids) {
+    return guarded(context, [&](bn_context& c) -> const char* {
+        if (draws->num_rows != rows->requests) return "there must be one draw for each row";
+        if (const char* refusal = bitnet::refuse_decoding(*rows, *cache, *plan, draws->rounds)) return refusal;
+        if (const char* refusal = bitnet::refuse_draws(*draws, plan->head)) return refusal;
+        bitnet::decode(c, *plan, *rows, *cache, *draws, ids);
         return nullptr;
     });
 }

@@ -16,6 +16,8 @@ struct bn_context {
     bitnet::Scratch worker_scratch;  // cut into one part a worker
     bitnet::Scratch step_scratch;    // the activations of a step, or of a head
     bitnet::Scratch logit_scratch;   // the logits a top-k is taken of
+    bitnet::Scratch wide_scratch{true};  // of a wide linear, cut into one part a worker
+    bitnet::Scratch round_scratch;   // the batch and the hidden states of a round of decoding
     std::vector<int32_t> piece_ends; // of the linear under way
     std::mutex busy;                 // one caller at a time
 };
@@ -38,9 +40,12 @@ void head(bn_context& c, const float* x, const float* gain, float eps, const bn_
           float* logits);
 void head_topk(bn_context& c, const float* x, const float* gain, float eps, const bn_table& table, int32_t rows,
                int32_t k, const int64_t* extra_ids, int32_t extra, int64_t* ids, float* logits);
+// The tokens of one round, into ids[round]; the rounds before it are read.
 void head_draw(bn_context& c, const float* x, const float* gain, float eps, const bn_table& table,
-               const bn_draw* draws, const int64_t* windows, const int32_t* starts, int32_t rows, int64_t* ids);
+               const bn_draws& draws, int32_t round, int64_t* ids);
 void step(bn_context& c, const bn_plan& plan, const bn_batch& batch, const bn_cache& cache, float* hidden);
+void decode(bn_context& c, const bn_plan& plan, const bn_decoding& rows, const bn_cache& cache, const bn_draws& draws,
+            int64_t* ids);
 
 void pack(bn_context& c, const bn_segment* segments, int32_t num_segments, const bn_weights& out);
 bool has_code_three(const bn_segment* segments, int32_t num_segments, int32_t width);
@@ -49,6 +54,8 @@ void pack_table(bn_context& c, const void* weight, bool is_bf16, const bn_table&
 // nullptr, or what is wrong with a batch's indices: nothing outside the cache and the tables is ever touched.
 const char* refuse_writes(const bn_batch& batch, const bn_cache& cache, const bn_rope& rope, int32_t layer);
 const char* refuse_reads(const bn_batch& batch, const bn_cache& cache, int32_t layer);
+const char* refuse_decoding(const bn_decoding& rows, const bn_cache& cache, const bn_plan& plan, int32_t rounds);
+const char* refuse_draws(const bn_draws& draws, const bn_table& table);
 const char* refuse_ids(const int64_t* ids, int32_t count, int32_t limit, int32_t least, const char* what);
 
 }  // namespace bitnet

@@ -16,11 +16,13 @@ BN_INLINE Int dpbusd(Int sum, Bytes u, Bytes s) {
 }  // namespace
 
 #include "dot_vnni.h"
+#include "lookup_avx512.h"
 #include "table.h"
 
 namespace bitnet {
 const Kernels* avx512_vnni_kernels() {
-    static constexpr Kernels table = make_table("avx512_vnni");
+    static constexpr Kernels table =
+        make_table("avx512_vnni", wide_kernels<32>(25), wide_kernels<16>(13));
     return &table;
 }
 }  // namespace bitnet

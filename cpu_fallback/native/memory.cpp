@@ -39,10 +39,11 @@ void release_pages(void* memory, size_t bytes) {
 }
 
 uint8_t* Scratch::reserve(size_t bytes) {
+    if (huge_) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
     if (bytes > size_) {
         release_pages(memory_, size_);
         memory_ = nullptr, size_ = 0;
-        memory_ = allocate_pages(bytes, false);
+        memory_ = allocate_pages(bytes, huge_);
         if (!memory_) throw std::bad_alloc();
         size_ = bytes;
     }

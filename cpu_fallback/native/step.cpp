@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "carver.h"
 #include "context.h"
 
 namespace bitnet {

@@ -7,9 +7,10 @@
 
 namespace {
 
-constexpr bitnet::Kernels make_table(const char* isa) {
+template <class... Wide>
+constexpr bitnet::Kernels make_table(const char* isa, const Wide&... wide) {
     return {isa,  kRowGroups,    kLinearGroups,      kHeadGroups, linear,
-            head, norm_quantize, gate_norm_quantize, rope_write,  attend};
+            head, norm_quantize, gate_norm_quantize, rope_write,  attend, {wide...}};
 }
 
 }  // namespace

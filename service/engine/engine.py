@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from service.engine.blocks import BlockPool
@@ -145,53 +145,65 @@ class Engine:
                 return [RowResult(-1, f"the model could not process this request ({type(error).__name__})")]
         self._counters.rerun_steps += 1
         half = len(plan.rows) // 2
-        first, second = (StepPlan(rows, plan.num_threads) for rows in (plan.rows[:half], plan.rows[half:]))
+        first, second = (replace(plan, rows=rows) for rows in (plan.rows[:half], plan.rows[half:]))
         return self._run(first) + self._run(second)
 
     def _apply(self, plan: StepPlan, results: Sequence[RowResult | None]) -> list[tuple[str, Delta]]:
         deltas = []
         for row, result in zip(plan.rows, results, strict=True):
-            delta = self._apply_row(row, result)
+            delta = self._apply_row(row, result, plan.rounds)
             if delta is not None:
                 deltas.append((row.request.id, delta))
         return deltas
 
-    def _apply_row(self, row: ScheduledRow, result: RowResult | None) -> Delta | None:
+    def _apply_row(self, row: ScheduledRow, result: RowResult | None, rounds: int) -> Delta | None:
         live = self._live[row.request.id]
         if result is not None and result.error:
             return self._fail(live, result.error, GrammarFailed if result.is_grammar else GenerationFailed)
         self._counters.prompt_tokens += 0 if row.request.is_decoding else row.count
-        self.scheduler.commit(row)
+        self.scheduler.commit(row.request, row.count - (rounds - 1))
         if result is not None:
             live.note(result)
             if row.sample:
-                return self._extend(live, result.token_id, result.mu)
+                return self._extend(live, result)
         if row.request.gap == 0:  # max_tokens 0: the prompt is evaluated, and that was all
             return self._finish(live, "", (), "limit")
         return None
 
-    def _extend(self, live: _Live, token_id: int, mu: float | None) -> Delta:
-        """The request has one more token: its text, and whether it ends with it."""
-        request, text = live.request, live.text
+    def _extend(self, live: _Live, result: RowResult) -> Delta:
+        """The request has one more token, or one a round: their text, and whether it ends with one of them."""
+        request = live.request
         if live.first_token_s is None:
             live.first_token_s = self.clock()
             live.num_cached = request.num_cached
-        limits = request.limits
-        request.append(token_id, mu)
-        self._counters.generated_tokens += 1
+        token_ids, ready = (result.token_id, *result.later_ids), ""
+        for place, token_id in enumerate(token_ids):
+            if place:
+                self.scheduler.commit(request, 1)
+            request.append(token_id, result.mu)
+            self._counters.generated_tokens += 1
+            try:
+                text, stop_kind = self._read(live, token_id)
+            except LookupError:
+                return self._fail(live, f"token {token_id} has no text", text=ready, token_ids=token_ids[:place])
+            ready += text
+            if stop_kind is not None:
+                return self._finish(live, ready, token_ids[: place + 1], stop_kind)
+            if request.matcher is not None:
+                request.matcher.advance(token_id)
+        return self._delta(live, ready, token_ids)
+
+    def _read(self, live: _Live, token_id: int) -> tuple[str, StopKind | None]:
+        """The text that the newest token makes certain, and why the request ends with it. Raises LookupError."""
+        request, limits = live.request, live.request.limits
         is_eos = token_id in self.decoder.eos_ids or token_id in limits.stop_token_ids
-        try:
-            piece = b"" if is_eos and not limits.include_stop else self.decoder.token_bytes(token_id)
-            ready = text.push(piece, may_stop=request.num_generated > limits.min_tokens)
-        except LookupError:
-            return self._fail(live, f"token {token_id} has no text")
-        if text.stopping_word:
-            return self._finish(live, ready, (token_id,), "word")
-        if is_eos or request.is_full:
-            return self._finish(live, ready, (token_id,), "eos" if is_eos else "limit")
-        if request.matcher is not None:
-            request.matcher.advance(token_id)
-        return self._delta(live, ready, (token_id,))
+        piece = b"" if is_eos and not limits.include_stop else self.decoder.token_bytes(token_id)
+        text = live.text.push(piece, may_stop=request.num_generated > limits.min_tokens)
+        if live.text.stopping_word:
+            return text, "word"
+        if is_eos:
+            return text, "eos"
+        return text, "limit" if request.is_full else None
 
     def _finish(self, live: _Live, text: str, token_ids: tuple[int, ...], stop_kind: StopKind) -> Delta:
         text += live.text.flush()
@@ -201,15 +213,23 @@ class Engine:
         self._drop(live.request)
         return self._delta(live, text, token_ids, reason, stop_kind)
 
-    def _fail(self, live: _Live, message: str, kind: type[GenerationFailed] = GenerationFailed) -> Delta:
-        """End a request whose row went wrong. What it left in the cache is neither found nor read again."""
+    def _fail(
+        self,
+        live: _Live,
+        message: str,
+        kind: type[GenerationFailed] = GenerationFailed,
+        text: str = "",
+        token_ids: tuple[int, ...] = (),
+    ) -> Delta:
+        """End a request whose row went wrong, after what it gained before that. What it left in the cache is neither
+        found nor read again."""
         logger.error("request %s failed: %s", live.request.id, message)
         self._counters.failed_requests += 1
         block_ids = self.pool.forget(live.request.block_ids)
         if block_ids:
             self.runner.zero_blocks(block_ids)
         self._drop(live.request)
-        return self._delta(live, "", (), FinishReason.ERROR, error=kind(message))
+        return self._delta(live, text, token_ids, FinishReason.ERROR, error=kind(message))
 
     def _drop(self, request: Request) -> None:
         self.scheduler.remove(request)

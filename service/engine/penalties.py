@@ -81,10 +81,16 @@ def collect_edits(requests: Sequence[Request], listed: Sequence[list[int]] | Non
 
 def penalty_window(request: Request) -> list[int]:
     """The tokens that the penalties look at, newest last; none where no penalty acts."""
+    length = penalty_length(request)
+    return request.token_ids[-length:] if length else []
+
+
+def penalty_length(request: Request) -> int:
+    """How many of the last tokens the penalties look at; 0 where no penalty acts."""
     params = request.params
-    length = request.limits.n_ctx if params.repeat_last_n < 0 else params.repeat_last_n
-    is_neutral = params.repeat_penalty == 1.0 and params.presence_penalty == params.frequency_penalty == 0.0
-    return [] if is_neutral or length == 0 else request.token_ids[-length:]
+    if params.repeat_penalty == 1.0 and params.presence_penalty == params.frequency_penalty == 0.0:
+        return 0
+    return request.limits.n_ctx if params.repeat_last_n < 0 else params.repeat_last_n
 
 
 def apply_edits(logits: F32, edits: Edits, requests: Sequence[Request]) -> F32:

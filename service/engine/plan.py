@@ -19,7 +19,8 @@ from service.engine.request import Logprobs, Request
 class ScheduledRow:
     """Tokens [start, start + count) of `request` are computed this step; its blocks for them are in place.
 
-    sample: the row reaches the newest token, so the next one is to be chosen from its last logits.
+    sample: the row reaches the newest token, so the next one is to be chosen from its last logits. In a plan of several
+    rounds the row begins with the newest token, and those after it are the ones chosen on the way.
     """
 
     request: Request
@@ -43,10 +44,14 @@ class ScheduledRow:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: at most one row a request, oldest request first; `num_threads` CPU threads."""
+    """One step: at most one row a request, oldest request first; `num_threads` CPU threads.
+
+    rounds: with more than one, every row decodes so many tokens, one after the other, each drawn by the wing.
+    """
 
     rows: tuple[ScheduledRow, ...]
     num_threads: int
+    rounds: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -59,8 +64,8 @@ class RowResult:
 
     For a row without `sample` it means nothing either. Where the request's Report asks for them, logprobs tell of the
     token chosen, and prompt_logprobs of the tokens after those `scored`. mu: the request's Mirostat state once it has
-    this token; None where it uses none. is_grammar: what failed is the request's own
-    grammar.
+    this token; None where it uses none. is_grammar: what failed is the request's own grammar. later_ids: the tokens of
+    the rounds after the first; fewer than rounds where the row failed on the way (so will its next step).
     """
 
     token_id: int
@@ -69,6 +74,7 @@ class RowResult:
     logprobs: Logprobs | None = None
     prompt_logprobs: tuple[Logprobs, ...] = ()
     is_grammar: bool = False
+    later_ids: tuple[int, ...] = ()
 
 
 class Pending(Protocol):

@@ -16,15 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitnet_model.batch import ForwardBatch
-from bitnet_model.ops import CacheDtype
+from bitnet_model.batch import DecodeBatch, ForwardBatch
+from bitnet_model.ops import CacheDtype, DecodeFunction
 from bitnet_model.plan import Cache
+from service.engine.draws import num_ahead
 from service.engine.logprobs import score
 from service.engine.penalties import NO_ID
 from service.engine.plan import RowResult, ScheduledRow, StepPlan
 from service.engine.ragged import flatten, pad
 from service.engine.request import Logprobs
-from service.engine.sampler import NOT_FINITE, LogitSource, sample
+from service.engine.sampler import NOT_FINITE, LogitSource, draw_batch, drawn_result, sample
 
 SCORED_AT_A_TIME = 32
 """Rows whose logits over the whole vocabulary are held at a time to tell logprobs: 16 MB for 128256 tokens."""
@@ -32,6 +33,11 @@ SCORED_AT_A_TIME = 32
 
 class StepModel(LogitSource, Protocol):
     """What the runner needs of a model."""
+
+    @property
+    def decode(self) -> DecodeFunction | None:
+        """Takes rows of one token to the tokens of several rounds in one call, where the wing can."""
+        ...
 
     def forward(self, batch: ForwardBatch, cache: Cache) -> Tensor:
         """Write the keys and values of the batch, return the hidden states of its logit rows: f32 [R, H]."""
@@ -101,12 +107,21 @@ class ModelRunner:
         """Run the step; complete on return. Raises what the forward raises; a row that went bad is in its result."""
         self._use_threads(plan.num_threads)
         with torch.inference_mode():
+            if self.model.decode is not None and decodes_only(plan):
+                return Completed(tuple(self._decode(self.model.decode, plan)))
             hidden = self.model.forward(make_batch(plan.rows, self._block_tokens), self._cache)
             if any(len(row.scored) for row in plan.rows):
                 results = self._results_with_scores(plan.rows, hidden)
             else:
                 results = self._sample([row for row in plan.rows if row.sample], hidden)
         return Completed(tuple(results))
+
+    def _decode(self, decode: DecodeFunction, plan: StepPlan) -> Iterator[RowResult]:
+        """All of the plan's rounds at once."""
+        requests = [row.request for row in plan.rows]
+        drawn = decode(decode_batch(plan.rows, self._block_tokens), draw_batch(requests, plan.rounds), self._cache)
+        for first_id, *later_ids in drawn.T.tolist():
+            yield replace(drawn_result(first_id), later_ids=tuple(id for id in later_ids if id >= 0))
 
     def _sample(self, rows: Sequence[ScheduledRow], hidden: Tensor) -> list[RowResult]:
         """The next token of each row, f32 [rows, H], with its logprobs where they are asked for."""
@@ -179,6 +194,22 @@ def make_batch(rows: Sequence[ScheduledRow], block_tokens: int) -> ForwardBatch:
         lengths=torch.from_numpy(lengths.astype(np.int32)),
         starts=torch.from_numpy(starts.astype(np.int32)),
         logit_rows=torch.from_numpy(_logit_rows(rows, starts)),
+    )
+
+
+def decodes_only(plan: StepPlan) -> bool:
+    """Every row is the newest token of its request, and the wing can draw what comes after it."""
+    return all(row.sample and row.count == plan.rounds <= num_ahead(row.request) for row in plan.rows)
+
+
+def decode_batch(rows: Sequence[ScheduledRow], block_tokens: int) -> DecodeBatch:
+    """Lay out rows that begin with their newest token."""
+    num_blocks = [(row.start + row.count - 1) // block_tokens + 1 for row in rows]
+    tables = pad([row.request.block_ids[:count] for row, count in zip(rows, num_blocks, strict=True)], filler=0)
+    return DecodeBatch(
+        token_ids=torch.from_numpy(np.array([row.request.token_ids[row.start] for row in rows], dtype=np.int64)),
+        lengths=torch.from_numpy(np.array([row.start + 1 for row in rows], dtype=np.int32)),
+        block_tables=torch.from_numpy(tables.astype(np.int32)),
     )
 
 

@@ -4,7 +4,7 @@ The order of the samplers is fixed: logit_bias, penalties, top_k, typical_p, top
 meanings are llama.cpp's: each of the middle ones looks at the probabilities of what its predecessors left, before the
 temperature. Temperature 0 takes the largest logit after the penalties; equal logits go to the lower id. A row that asks
 for more than this fixed chain is ranked with the others, and then goes through `chain.py` by itself. A row that asks
-for less (no bias, no typical_p) is drawn by the wing, if it can: the same chain and the same arithmetic, in one call.
+for less (no typical_p) is drawn by the wing, if it can: the same chain and the same arithmetic, in one call.
 
 A row's token depends on its own logits, parameters and position, not on its company: bias and penalties are fp32,
 everything after them is float64, and every sum runs over the candidates one after the other (`np.add.accumulate`),
@@ -39,6 +39,9 @@ from service.engine.request import Request
 
 NOT_FINITE = "the model's logits are not finite numbers"
 ALL_BANNED = "logit_bias bans every token"
+
+BANNED_ID = -2
+"""A wing's answer for a row whose biases forbid every token; for one gone bad it is NO_ID."""
 
 MAX_TOP = 1024
 """A row that needs more of the largest logits than this is ranked from its whole vocabulary, by itself."""
@@ -80,8 +83,19 @@ def draw_rows(draw: DrawFunction, hidden: Tensor, requests: Sequence[Request]) -
     """The rows that the wing draws by itself."""
     if not requests:
         return []
-    token_ids = draw(hidden, DrawBatch(*map(torch.from_numpy, draw_arrays(requests)))).tolist()
-    return [RowResult(token_id) if token_id >= 0 else RowResult(NO_ID, NOT_FINITE) for token_id in token_ids]
+    return [drawn_result(token_id) for token_id in draw(hidden, draw_batch(requests)).tolist()]
+
+
+def draw_batch(requests: Sequence[Request], rounds: int = 1) -> DrawBatch:
+    """How the wing draws the next tokens of these requests."""
+    return DrawBatch(*map(torch.from_numpy, draw_arrays(requests, rounds)))
+
+
+def drawn_result(token_id: int) -> RowResult:
+    """What the wing's answer for a row means."""
+    if token_id >= 0:
+        return RowResult(token_id)
+    return RowResult(NO_ID, ALL_BANNED if token_id == BANNED_ID else NOT_FINITE)
 
 
 def sample_ranked(source: LogitSource, hidden: Tensor, requests: Sequence[Request]) -> list[RowResult]:

@@ -40,6 +40,9 @@ class StoringOps:
     def compile_draw(self, plan: ModelPlan) -> None:
         return None
 
+    def compile_decode(self, plan: ModelPlan) -> None:
+        return None
+
     def memory_bytes(self, handle: Any) -> int:
         if isinstance(handle, list):
             return sum(planes.nbytes + scale.nbytes for planes, scale in handle)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,25 +43,33 @@ def requests_of_every_kind() -> list[Request]:
             "presence_penalty": pick.choice([-1.0, 0.0, 0.5]),
             "frequency_penalty": pick.choice([-0.2, 0.0, 0.7]),
             "repeat_last_n": pick.choice([0, 3, 64, -1]),
+            "logit_bias": pick.choice([(), (), ((4, 2.0), (250, -0.5)), ((3, -math.inf), (9, 4.0))]),
         }
         requests.append(request_of(tokens, **params))
     return requests
 
 
-def batch_of(requests: list[Request]) -> DrawBatch:
-    windows, starts, rows = [], [0], []
+def batch_of(requests: list[Request], rounds: int = 1) -> DrawBatch:
+    windows, starts, biases, bias_starts, rows, randoms = [], [0], [], [0], [], []
     for request in requests:
         p = request.params
-        last_n = len(request.token_ids) if p.repeat_last_n < 0 else p.repeat_last_n
+        last_n = len(request.token_ids) + rounds if p.repeat_last_n < 0 else p.repeat_last_n
         windows += request.token_ids[max(0, len(request.token_ids) - last_n) :]
         starts.append(len(windows))
-        number = reference_uniform(p.seed, request.total, request.choice_index)
+        biases += p.logit_bias
+        bias_starts.append(len(biases))
         penalties = (p.repeat_penalty, p.presence_penalty, p.frequency_penalty)
-        rows.append((p.temperature, p.top_k, p.top_p, p.min_p, *penalties, number))
+        rows.append((p.temperature, p.top_k, p.top_p, p.min_p, *penalties, last_n))
+        places = range(request.total, request.total + rounds)
+        randoms.append([reference_uniform(p.seed, place, request.choice_index) for place in places])
     return DrawBatch(
+        torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 8),
+        torch.tensor(randoms, dtype=torch.float64).reshape(len(rows), rounds).T.contiguous(),
         torch.tensor(windows, dtype=torch.int64),
         torch.tensor(starts, dtype=torch.int32),
-        torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 8),
+        torch.tensor([token_id for token_id, _ in biases], dtype=torch.int64),
+        torch.tensor([bias for _, bias in biases], dtype=torch.float32),
+        torch.tensor(bias_starts, dtype=torch.int32),
     )
 
 
@@ -95,16 +105,34 @@ def test_a_row_gone_bad_draws_nothing_and_harms_nobody(bad: float) -> None:
     assert ids == [*clean[:7], -1, *clean[8:]]
 
 
-def test_no_rows_are_no_tokens_and_foreign_indices_are_refused() -> None:
+def test_a_row_whose_biases_forbid_every_token_draws_none_and_harms_nobody() -> None:
+    wing = open_wing("portable")
+    table, x = inputs(wing)
+    nothing = tuple((token_id, -math.inf) for token_id in range(VOCAB))
+    rows = [request_of([5]), request_of([5], logit_bias=nothing), request_of([5], logit_bias=nothing[1:])]
+    ids = wing.head_draw(x[:3], GAIN, 1e-5, table, batch_of(rows)).tolist()
+    alone = wing.head_draw(x[:1], GAIN, 1e-5, table, batch_of(rows[:1])).tolist()
+    assert ids == [*alone, -2, 0]
+
+
+def test_no_rows_are_no_tokens_and_what_does_not_fit_together_is_refused() -> None:
     wing = open_wing("portable")
     table, x = inputs(wing)
     assert wing.head_draw(x[:0], GAIN, 1e-5, table, batch_of([])).tolist() == []
-    one = batch_of([request_of([5, 6])])
-    with pytest.raises(ValueError, match=f"window token {VOCAB}"):
-        wing.head_draw(x[:1], GAIN, 1e-5, table, DrawBatch(torch.tensor([VOCAB, 1]), one.starts, one.parameters))
-    for starts in ([0, 1], [1, 2], [0, 3]):
-        cut = DrawBatch(one.windows, torch.tensor(starts, dtype=torch.int32), one.parameters)
-        with pytest.raises(ValueError, match="starts do not cut the windows"):
-            wing.head_draw(x[:1], GAIN, 1e-5, table, cut)
-    with pytest.raises(ValueError, match=r"parameters must be .*\[1, 8\]"):
-        wing.head_draw(x[:1], GAIN, 1e-5, table, DrawBatch(one.windows, one.starts, one.parameters[:, :7]))
+    good = batch_of([request_of([5, 6], logit_bias=((1, 1.0),))])
+    for name, value, words in (
+        ("windows", torch.tensor([VOCAB, 1]), f"window token {VOCAB}"),
+        ("bias_ids", torch.tensor([-1]), "biased token -1"),
+        ("window_starts", torch.tensor([0, 1], dtype=torch.int32), "starts do not cut the windows"),
+        ("window_starts", torch.tensor([1, 2], dtype=torch.int32), "starts do not cut the windows"),
+        ("bias_starts", torch.tensor([0, 2], dtype=torch.int32), "starts do not cut the biases"),
+        ("bias_starts", torch.tensor([1, 1], dtype=torch.int32), "starts do not cut the biases"),
+        ("biases", torch.zeros(2), "starts do not cut the biases"),
+        ("parameters", good.parameters[:, :7], r"parameters must be .*\[1, 8\]"),
+        ("randoms", torch.zeros(1, 2, dtype=torch.float64), r"randoms must be .*\[\*, 1\]"),
+        ("randoms", torch.zeros(2, 1, dtype=torch.float64), "one round"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            wing.head_draw(x[:1], GAIN, 1e-5, table, replace(good, **{name: value}))
+    with pytest.raises(ValueError, match="2 rows need as many draws"):
+        wing.head_draw(x[:2], GAIN, 1e-5, table, good)

@@ -9,8 +9,9 @@ from torch import Tensor
 from cpu_fallback.native_handles import Quantized
 from tests.cpu_fallback.native_support import every_isa, open_wing, random_planes
 
-SHAPES = [(4, 4), (16, 16), (20, 36), (60, 20), (64, 260), (148, 548), (260, 2084)]
-TOKENS = [1, 2, 3, 5, 7, 8, 9, 17, 65]
+SHAPES = [(4, 4), (16, 16), (20, 36), (60, 20), (64, 260), (148, 548), (260, 2084), (1444, 300)]
+TOKENS = [1, 2, 3, 5, 7, 8, 9, 13, 17, 25, 32, 54, 65]
+"""The last of both go the wide way where there is one: from 13 tokens and 640 rows on."""
 
 
 def random_activations(generator: torch.Generator, tokens: int, width: int) -> tuple[Tensor, Quantized]:
@@ -55,6 +56,17 @@ def test_the_largest_sums_of_any_model_do_not_saturate(isa: str) -> None:
 
 
 @every_isa
+def test_the_largest_sums_of_many_tokens_and_rows_do_not_saturate(isa: str) -> None:
+    wing, width = open_wing(isa), 2100
+    for value in (-1, 1):
+        planes = torch.full((176, width), (value + 1) * 0b01010101, dtype=torch.uint8)
+        weights = wing.pack([(planes, torch.ones(704))])
+        for code in (-127, 127):
+            q = quantized(torch.full((32, width), code, dtype=torch.int8), torch.ones(32))
+            assert (wing.ternary_linear(q, weights) == float(value * code * width)).all()
+
+
+@every_isa
 def test_segments_keep_their_own_planes_and_come_out_in_order(isa: str) -> None:
     wing, generator = open_wing(isa), torch.Generator().manual_seed(1)
     parts = [random_planes(generator, rows, 52) for rows in (20, 4, 12)]
@@ -68,10 +80,10 @@ def test_segments_keep_their_own_planes_and_come_out_in_order(isa: str) -> None:
 @every_isa
 def test_a_token_alone_has_the_bits_it_has_in_company_on_any_number_of_threads(isa: str) -> None:
     generator = torch.Generator().manual_seed(2)
-    _, planes = random_planes(generator, 196, 100)
+    _, planes = random_planes(generator, 1284, 100)
     _, q = random_activations(generator, 33, 100)
     wing = open_wing(isa)
-    weights = wing.pack([(planes, torch.rand(196, generator=generator))])
+    weights = wing.pack([(planes, torch.rand(1284, generator=generator))])
     together = wing.ternary_linear(q, weights)
     for threads in (1, 2, 5):
         wing.set_threads(threads)
@@ -84,16 +96,18 @@ def test_a_token_alone_has_the_bits_it_has_in_company_on_any_number_of_threads(i
 @every_isa
 def test_a_row_gone_bad_shows_and_leaves_the_others_alone(isa: str) -> None:
     wing, generator = open_wing(isa), torch.Generator().manual_seed(3)
-    _, planes = random_planes(generator, 36, 68)
-    weights = wing.pack([(planes, torch.ones(36))])
-    x = torch.randn(9, 68, generator=generator)
-    clean = wing.ternary_linear(wing.quantize(x), weights)
-    for poison in (float("nan"), float("inf")):
-        bad = x.clone()
-        bad[4, 67] = poison
-        out = wing.ternary_linear(wing.quantize(bad), weights)
-        assert not out[4].isfinite().any()
-        assert torch.equal(out[[0, 1, 2, 3, 5, 6, 7, 8]], clean[[0, 1, 2, 3, 5, 6, 7, 8]])
+    for rows, tokens in ((36, 9), (708, 32)):
+        _, planes = random_planes(generator, rows, 68)
+        weights = wing.pack([(planes, torch.ones(rows))])
+        x = torch.randn(tokens, 68, generator=generator)
+        clean = wing.ternary_linear(wing.quantize(x), weights)
+        others = [token for token in range(tokens) if token != 4]
+        for poison in (float("nan"), float("inf")):
+            bad = x.clone()
+            bad[4, 67] = poison
+            out = wing.ternary_linear(wing.quantize(bad), weights)
+            assert not out[4].isfinite().any()
+            assert torch.equal(out[others], clean[others])
 
 
 def test_no_tokens_give_no_rows() -> None:

@@ -8,10 +8,11 @@ request must agree, whatever happened to them on the way.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,14 +146,32 @@ class FakeRunner:
             self.plans.append(plan)
         self.before_step(plan)
         for row in plan.rows:
-            for position in range(row.start, row.start + row.count):
+            for position in range(row.start, row.start + row.count - (plan.rounds - 1)):
                 self.slots[self._slot(row.request, position)] = row.request.token_ids[position]
+        if plan.rounds > 1:
+            return FakePending([self._go_ahead(row) for row in plan.rows])
         return FakePending([self._answer(row) for row in plan.rows if row.has_result])
 
     def zero_blocks(self, block_ids: Sequence[int]) -> None:
         for block_id in block_ids:
             start = block_id * self.block_tokens
             self.slots[start : start + self.block_tokens] = [None] * self.block_tokens
+
+    def _go_ahead(self, row: ScheduledRow) -> RowResult:
+        """Several rounds of one row, on a stand-in for its request, which the engine has not told of them yet."""
+        request = copy.copy(row.request)
+        request.token_ids = list(request.token_ids)
+        results: list[RowResult] = []
+        for position in range(row.start, row.start + row.count):
+            self.slots[self._slot(request, position)] = request.token_ids[position]
+            result = self._answer(ScheduledRow(request, position, 1, sample=True))
+            if result.error:
+                results += [] if results else [result]
+                break
+            results.append(result)
+            request.advance(1)
+            request.append(result.token_id)
+        return replace(results[0], later_ids=tuple(result.token_id for result in results[1:]))
 
     def _slot(self, request: Request, position: int) -> int:
         return request.block_ids[position // self.block_tokens] * self.block_tokens + position % self.block_tokens
@@ -197,13 +216,14 @@ def make_engine(
     n_batch: int = 64,
     n_threads: int = 2,
     step_ms: float | None = None,
+    max_rounds: int = 1,
     choose: Chooser = hashed,
     clock: Callable[[], float] = time.perf_counter,
     **runner: Callable[..., object],
 ) -> Engine:
     """An Engine over a FakeRunner; `runner` are its hooks. Call it from a factory or own it in the test's thread."""
     fake = FakeRunner(num_blocks, block_tokens, choose, **runner)  # type: ignore[arg-type]
-    limits = SchedulerLimits(max_running=max_running, n_batch=n_batch, n_threads=n_threads, step_ms=step_ms)
+    limits = SchedulerLimits(max_running, n_batch, n_threads, step_ms, max_rounds)
     return Engine(fake, FakeTokenizer(), BlockPool(num_blocks, block_tokens), limits, clock)
 
 

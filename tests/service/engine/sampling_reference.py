@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitnet_model.ops import DrawFunction
+from bitnet_model.ops import DecodeFunction, DrawFunction
 from service.engine.request import Limits, Request, SamplingParams
 
 MASK = 0xFFFFFFFF
@@ -20,6 +20,7 @@ class LogitTable:
     """A model whose hidden state of row r is the number of a line in a table of logits."""
 
     draw: DrawFunction | None = None
+    decode: DecodeFunction | None = None
 
     def __init__(self, table: np.ndarray) -> None:
         self.table = torch.from_numpy(np.asarray(table, dtype=np.float32))

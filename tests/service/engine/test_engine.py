@@ -237,6 +237,54 @@ def test_a_token_without_text_fails_its_request_only() -> None:
     assert outcome(whole["b"]) == outcome(alone(ask("b")))
 
 
+def ahead(**engine: object) -> Engine:
+    """An engine whose every step of decoding, after the first, is of four rounds."""
+    return make_engine(clock=Clock(), max_rounds=4, **engine)  # type: ignore[arg-type]
+
+
+def test_a_step_of_several_rounds_gives_a_delta_of_as_many_tokens() -> None:
+    engine = ahead(choose=endless)
+    engine.add(ask("a", max_tokens=13))
+    sizes = []
+    while engine.has_work:
+        sizes += [len(delta.token_ids) for _, delta in engine.step()]
+        engine.check_integrity()
+    assert sizes == [1, 1, 4, 4, 3]
+
+
+@pytest.mark.parametrize("num_told", range(2, 9))
+def test_what_ends_a_request_ends_it_in_the_middle_of_the_rounds_too(num_told: int) -> None:
+    requests = [ask("a", max_tokens=40), ask("b", "other", max_tokens=40)]
+    engine = ahead(choose=lambda prefix, request: EOS if len(prefix) == len(request.prompt_ids) + num_told else 120)
+    for request in requests:
+        engine.add(request)
+    for delta in finish(engine).values():
+        assert outcome(delta) == (
+            "x" * num_told,
+            (120,) * num_told + (EOS,),
+            FinishReason.STOP,
+            "eos",
+            "",
+            num_told + 1,
+        )
+    assert engine.pool.num_used == 0
+
+
+def test_a_row_that_goes_bad_in_the_middle_of_the_rounds_has_told_what_came_before() -> None:
+    engine = ahead(row_error=lambda row: "logits are not finite" if row.request.num_generated == 4 else None)
+    engine.add(ask("bad", max_tokens=40))
+    delta = finish(engine)["bad"]
+    assert (delta.finish, delta.num_generated) == (FinishReason.ERROR, 4)
+    assert delta.text == alone(ask("bad", max_tokens=4)).text
+
+
+def test_a_token_without_text_in_the_middle_of_the_rounds_loses_none_before_it() -> None:
+    engine = ahead(choose=lambda prefix, request: 9999 if len(prefix) == len(request.prompt_ids) + 3 else 120)
+    engine.add(ask("a", max_tokens=40))
+    delta = finish(engine)["a"]
+    assert (delta.finish, delta.text) == (FinishReason.ERROR, "xxx")
+
+
 def test_a_leak_is_noticed_when_idle(caplog: pytest.LogCaptureFixture) -> None:
     engine = make_engine()
     assert engine.check_idle()
@@ -291,6 +339,7 @@ def test_under_random_traffic_every_request_gets_what_it_gets_alone(seed: int, i
         max_running=rng.choice([5, 16] if is_tight else [1, 2, 5, 16]),
         n_batch=rng.choice([1, 7, 32]),
         step_ms=rng.choice([None, 5.0]),
+        max_rounds=rng.choice([1, 3, 8]),
         clock=Clock(),
         before_step=raise_for_poison,
         row_error=error_for_bad,

@@ -18,8 +18,9 @@ from torch import Tensor
 from bitnet_model.batch import ForwardBatch
 from bitnet_model.checkpoint import load_model
 from bitnet_model.model import Model
-from bitnet_model.ops import CacheDtype, DrawFunction, Ops
+from bitnet_model.ops import CacheDtype, DecodeFunction, DrawFunction, Ops
 from service.engine.blocks import BLOCK_TOKENS, BlockPool
+from service.engine.draws import num_ahead
 from service.engine.engine import Engine
 from service.engine.plan import Pending, Runner, StepPlan
 from service.engine.request import Delta, FinishReason, Limits, Request, SamplingParams
@@ -42,7 +43,8 @@ CHAIN: dict[str, Any] = {
     "dry_allowed_length": 1,
 }
 MIROSTAT: dict[str, Any] = {"temperature": 1.4, "mirostat": 2, "mirostat_eta": 0.5, "top_n_sigma": 2.0}
-ALL = (GREEDY, SEEDED, EVERY, CHAIN, MIROSTAT)
+PLAIN: dict[str, Any] = {"temperature": 1.2, "top_k": 30, "presence_penalty": 0.3, "logit_bias": ((7, 3.0), (9, -9.0))}
+ALL = (GREEDY, SEEDED, EVERY, CHAIN, MIROSTAT, PLAIN)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,10 @@ class Poisoned:
     def draw(self) -> DrawFunction | None:
         return self.model.draw
 
+    @property
+    def decode(self) -> DecodeFunction | None:
+        return self.model.decode
+
     def top_logits(self, x: Tensor, k: int, extra_ids: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.top_logits(x, k, extra_ids)
 
@@ -114,10 +120,13 @@ class Flaky:
         self.runner.zero_blocks(block_ids)
 
 
-def engine_of(setup: Setup, *, num_blocks: int = 80, poison: bool = False, n_threads: int = 2) -> Engine:
+def engine_of(
+    setup: Setup, *, num_blocks: int = 80, poison: bool = False, n_threads: int = 2, max_rounds: int = 1
+) -> Engine:
     model = Poisoned(setup.model) if poison else setup.model
     runner = ModelRunner(model, setup.ops, num_blocks=num_blocks, block_tokens=BLOCK_TOKENS, kv_dtype=setup.kv_dtype)
-    return Engine(runner, NoText(), BlockPool(num_blocks), SchedulerLimits(16, 512, n_threads))
+    limits = SchedulerLimits(16, 512, n_threads, max_rounds=max_rounds)
+    return Engine(runner, NoText(), BlockPool(num_blocks), limits, clock=lambda: 0.0)
 
 
 def request_of(
@@ -212,6 +221,20 @@ def test_a_prefix_found_in_the_cache_changes_nothing(setup: Setup, alone: dict[s
     again = run_to_the_end(engine, the_requests())
     assert {delta.num_cached for delta in again.values()} == {BLOCK_TOKENS}
     assert {request_id: delta.token_ids for request_id, delta in again.items()} == alone
+
+
+@pytest.mark.parametrize("max_rounds", [2, 5, 8])
+def test_several_rounds_in_a_step_change_nothing(
+    setup: Setup, alone: dict[str, tuple[int, ...]], max_rounds: int
+) -> None:
+    if setup.model.decode is None:
+        pytest.skip("this wing goes from step to step")
+    requests = [request for request in the_requests() if num_ahead(request)]
+    engine = engine_of(setup, max_rounds=max_rounds)
+    tokens = run(engine, requests)
+    assert engine.stats()["steps"] < NUM_NEW * 2 / 3
+    assert len(tokens) == 2
+    assert tokens == {request_id: alone[request_id] for request_id in tokens}
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitnet_model.batch import ForwardBatch
-from service.engine.plan import ScheduledRow, StepPlan
+from bitnet_model.batch import DecodeBatch, DrawBatch, ForwardBatch
+from service.engine.penalties import NO_ID
+from service.engine.plan import RowResult, ScheduledRow, StepPlan
 from service.engine.request import Limits, Report, Request, SamplingParams
 from service.engine.runner import SCORED_AT_A_TIME, ModelRunner, make_batch
-from service.engine.sampler import NOT_FINITE
+from service.engine.sampler import ALL_BANNED, NOT_FINITE
 from tests.service.engine.sampling_reference import LogitTable
 
 BLOCK_TOKENS = 4
@@ -238,3 +239,69 @@ def test_a_row_with_a_bad_score_fails_alone(bad: float) -> None:
     ]
     results = runner_of(Poisoned(), RecordingOps()).launch(StepPlan(tuple(rows), 1)).tokens()
     assert [result.error for result in results] == [NOT_FINITE, None, NOT_FINITE]
+
+
+class RepeatingModel(RecordingModel):
+    """Its wing repeats decoding by itself: round r of a row at token t gives t + 1 + r, and nothing at all for 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoded: list[tuple[DecodeBatch, DrawBatch]] = []
+        self.decode = self.count_up
+
+    def count_up(self, rows: DecodeBatch, draws: DrawBatch, cache: object) -> Tensor:
+        assert torch.is_inference_mode_enabled()
+        self.decoded.append((rows, draws))
+        self.caches.append(cache)
+        ids = rows.token_ids + 1 + torch.arange(len(draws.randoms))[:, None]
+        return torch.where(rows.token_ids == 0, -1, torch.where(ids > 45, -2, ids))
+
+
+def decoding_rows(*tokens: int, rounds: int = 1) -> list[ScheduledRow]:
+    """Rows at these tokens, each the 6th of its request."""
+    requests = [request_with([9, 9, 9, 9, 9, token], [1, 8, 3]) for token in tokens]
+    return [ScheduledRow(request, 5, rounds, sample=True) for request in requests]
+
+
+def test_rows_that_only_decode_are_left_to_a_wing_that_repeats_it() -> None:
+    model = RepeatingModel()
+    rows = decoding_rows(10, 20, rounds=3)
+    assert runner_of(model, RecordingOps()).launch(StepPlan(tuple(rows), 1, 3)).tokens() == (
+        RowResult(11, later_ids=(12, 13)),
+        RowResult(21, later_ids=(22, 23)),
+    )
+    assert model.batches == []
+    ((batch, draws),) = model.decoded
+    assert batch.token_ids.tolist() == [10, 20]
+    assert batch.lengths.tolist() == [6, 6]
+    assert batch.block_tables.tolist() == [[1, 8], [1, 8]]
+    assert (batch.lengths.dtype, batch.block_tables.dtype) == (torch.int32, torch.int32)
+    assert draws.randoms.shape == (3, 2)
+
+
+def test_blocks_for_every_round_are_in_the_table() -> None:
+    model = RepeatingModel()
+    runner_of(model, RecordingOps()).launch(StepPlan(tuple(decoding_rows(10, rounds=4)), 1, 4))
+    assert model.decoded[0][0].block_tables.tolist() == [[1, 8, 3]]
+
+
+def test_a_row_that_goes_bad_on_the_way_keeps_what_it_has_and_one_that_is_bad_at_once_fails() -> None:
+    results = runner_of(RepeatingModel(), RecordingOps()).launch(
+        StepPlan(tuple(decoding_rows(0, 43, 45, rounds=4)), 1, 4)
+    )
+    assert results.tokens() == (
+        RowResult(NO_ID, NOT_FINITE),
+        RowResult(44, later_ids=(45,)),
+        RowResult(NO_ID, ALL_BANNED),
+    )
+
+
+def test_a_step_with_a_prompt_or_a_row_of_which_something_is_told_goes_verb_by_verb() -> None:
+    model = RepeatingModel()
+    runner = runner_of(model, RecordingOps())
+    prompt = ScheduledRow(request_with([1, 2, 3], [0]), 0, 3, sample=True)
+    runner.launch(StepPlan((prompt, *decoding_rows(10)), 1))
+    (row,) = decoding_rows(10)
+    row.request.report = Report(logprobs=1)
+    runner.launch(StepPlan((row,), 1))
+    assert (len(model.batches), model.decoded) == (2, [])

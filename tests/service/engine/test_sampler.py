@@ -11,10 +11,11 @@ from torch import Tensor
 
 from bitnet_model.batch import DrawBatch
 from service.engine.candidates import sort_by_rank
+from service.engine.draws import num_ahead
 from service.engine.penalties import NO_ID
 from service.engine.plan import RowResult
 from service.engine.request import Limits, Request, SamplingParams
-from service.engine.sampler import ALL_BANNED, MAX_TOP, NOT_FINITE, sample
+from service.engine.sampler import ALL_BANNED, BANNED_ID, MAX_TOP, NOT_FINITE, sample
 from tests.service.engine.sampling_reference import LogitTable, reference_token, reference_weights, request_of
 
 VOCAB = 97
@@ -225,35 +226,50 @@ def test_what_a_wing_can_draw_is_left_to_it_and_the_rest_is_drawn_here() -> None
     table = DrawingTable(np.random.default_rng(2).normal(size=(3, VOCAB)))
     table.table[2, 7] = math.nan
     here: list[dict[str, object]] = [
-        {"logit_bias": ((3, 1.0),)},
         {"typical_p": 0.9},
         {"top_k": 0, "temperature": 1.0},
         {"top_k": MAX_TOP + 1},
         {"min_keep": 2},
     ]
-    there: list[dict[str, object]] = [{}, {"temperature": 0.0, "top_k": 0}, {"min_p": 0.2, "top_p": 0.1}, {}]
+    there: list[dict[str, object]] = [
+        {"logit_bias": ((3, 1.0), (5, -math.inf))},
+        {"temperature": 0.0, "top_k": 0},
+        {"min_p": 0.2, "top_p": 0.1, "repeat_last_n": 2},
+        {"repeat_penalty": 1.0},
+    ]
     requests = [request_of([1, 2, 1], **params) for params in [*here, *there]]
-    results = sample(table, table.hidden([0] * 5 + [0, 1, 0, 2]), requests)
-    expected = [sample(LogitTable(table.table.numpy()), table.hidden([0]), [request])[0] for request in requests[:5]]
+    results = sample(table, table.hidden([0] * 4 + [0, 1, 0, 2]), requests)
+    expected = [sample(LogitTable(table.table.numpy()), table.hidden([0]), [request])[0] for request in requests[:4]]
     assert results == [*expected, *[RowResult(4)] * 3, RowResult(NO_ID, NOT_FINITE)]
     ((lines, draws),) = table.drawn
     assert lines == [0, 1, 0, 2]
-    assert draws.windows.tolist() == [1, 2, 1] * 4
-    assert draws.starts.tolist() == [0, 3, 6, 9, 12]
-    assert draws.parameters[2].tolist()[:7] == [0.8, 40, 0.1, 0.2, 1.1, 0, 0]
+    assert draws.windows.tolist() == [*[1, 2, 1] * 2, 2, 1]
+    assert draws.window_starts.tolist() == [0, 3, 6, 8, 8]
+    assert draws.bias_ids.tolist() == [3, 5]
+    assert draws.biases.tolist() == [1.0, -math.inf]
+    assert draws.bias_starts.tolist() == [0, 2, 2, 2, 2]
+    assert draws.parameters[2].tolist() == [0.8, 40, 0.1, 0.2, 1.1, 0, 0, 2]
+    assert draws.randoms.shape == (1, 4)
     assert sample(table, table.hidden([0]), requests[5:6]) == [RowResult(4)]
 
 
-def test_until_min_tokens_are_there_a_row_is_drawn_here() -> None:
+def test_until_min_tokens_are_there_the_wing_is_told_that_no_end_may_be_drawn() -> None:
     table = DrawingTable(np.zeros((1, 5)))
-    limits = Limits(n_ctx=100, n_batch=64, min_tokens=1, end_ids=(0, 1, 2, 3))
+    limits = Limits(n_ctx=100, n_batch=64, min_tokens=1, end_ids=(0, 3))
     request = Request("r", (1,), SamplingParams(seed=1, repeat_penalty=1.0), limits)
-    assert sample(table, table.hidden([0]), [request])[0].token_id == 4
-    assert table.drawn == []
+    assert num_ahead(request) == 1
+    sample(table, table.hidden([0]), [request])
     request.num_computed = 1
     request.append(4)
+    assert num_ahead(request) == 98
     sample(table, table.hidden([0]), [request])
-    assert len(table.drawn) == 1
+    assert [draws.bias_ids.tolist() for _, draws in table.drawn] == [[0, 3], []]
+
+
+def test_a_row_whose_biases_forbid_every_token_says_so() -> None:
+    table = DrawingTable(np.zeros((1, 5)))
+    table.draw = lambda x, draws: torch.tensor([BANNED_ID])
+    assert sample(table, table.hidden([0]), [request_of([1])]) == [RowResult(NO_ID, ALL_BANNED)]
 
 
 def test_extreme_logits_and_temperatures_give_a_token() -> None:

@@ -14,9 +14,15 @@ BLOCK = 4
 
 
 def scheduler(
-    num_blocks: int = 100, max_running: int = 4, n_batch: int = 32, n_threads: int = 8, step_ms: float | None = None
+    num_blocks: int = 100,
+    max_running: int = 4,
+    n_batch: int = 32,
+    n_threads: int = 8,
+    step_ms: float | None = None,
+    max_rounds: int = 1,
 ) -> Scheduler:
-    return Scheduler(BlockPool(num_blocks, BLOCK), SchedulerLimits(max_running, n_batch, n_threads, step_ms))
+    limits = SchedulerLimits(max_running, n_batch, n_threads, step_ms, max_rounds)
+    return Scheduler(BlockPool(num_blocks, BLOCK), limits)
 
 
 def request(
@@ -39,8 +45,10 @@ def request(
 def carry_out(made: Scheduler, plan: StepPlan) -> dict[str, tuple[int, int]]:
     """Pretend the plan ran, each sampled token being 7; (start, count) of each row."""
     for row in plan.rows:
-        made.commit(row)
-        if row.sample:
+        made.commit(row.request, row.count - (plan.rounds - 1))
+        for place in range(plan.rounds if row.sample else 0):
+            if place:
+                made.commit(row.request, 1)
             row.request.append(7)
         if row.request.gap == 0 or row.request.is_full:
             made.remove(row.request)
@@ -122,14 +130,14 @@ def test_with_nothing_decoding_the_time_limit_does_not_apply() -> None:
     assert counts(made) == {"a": 32}
 
 
-def test_once_a_row_decodes_prompts_get_what_fits_in_the_time_limit() -> None:
+def test_once_a_row_decodes_a_step_is_as_many_whole_blocks_as_fit_in_the_time_limit() -> None:
     made = scheduler(step_ms=10.0)
     made.add(request("a", 20))
     plan = made.plan()
     made.observe(plan, 20.0)  # one token per millisecond
     carry_out(made, plan)
     made.add(request("b", 60, first=100))
-    assert counts(made) == {"a": 1, "b": 9}
+    assert counts(made) == {"a": 1, "b": 2 * BLOCK - 1}
 
 
 def test_a_slow_machine_still_computes_a_block_a_step() -> None:
@@ -139,7 +147,19 @@ def test_a_slow_machine_still_computes_a_block_a_step() -> None:
     made.observe(plan, 1e6)
     carry_out(made, plan)
     made.add(request("b", 60, first=100))
-    assert counts(made) == {"a": 1, "b": BLOCK}
+    assert counts(made) == {"a": 1, "b": BLOCK - 1}
+
+
+@pytest.mark.parametrize(("num_decoding", "count"), [(1, 3), (2, 2), (3, 5), (4, 4)])
+def test_beside_any_number_of_decoding_rows_half_a_block_or_more_is_computed(num_decoding: int, count: int) -> None:
+    made = scheduler(step_ms=10.0, max_running=9)
+    for i in range(num_decoding):
+        made.add(request(str(i), 3, first=10 * i))
+    plan = made.plan()
+    made.observe(plan, 1e6)
+    carry_out(made, plan)
+    made.add(request("long", 60, first=100))
+    assert counts(made)["long"] == count
 
 
 def test_an_unmeasured_machine_starts_with_a_block_a_step() -> None:
@@ -147,7 +167,7 @@ def test_an_unmeasured_machine_starts_with_a_block_a_step() -> None:
     made.add(request("a", 1))
     turn(made)
     made.add(request("b", 60, first=100))
-    assert counts(made) == {"a": 1, "b": BLOCK}
+    assert counts(made) == {"a": 1, "b": BLOCK - 1}
 
 
 def test_the_rate_follows_what_is_measured() -> None:
@@ -329,3 +349,59 @@ def test_removing_gives_blocks_back_waiting_or_running() -> None:
     made.remove(first)
     assert made.pool.num_free == made.pool.num_blocks
     assert made.plan().rows == ()
+
+
+def decoding(made: Scheduler, *requests: Request, round_ms: float = 1.0) -> Scheduler:
+    """The scheduler with these requests decoding, a round of which took so long."""
+    for one in requests:
+        made.add(one)
+    while any(not one.is_decoding for one in requests):
+        turn(made)
+    plan = made.plan()
+    carry_out(made, plan)
+    made.observe(plan, round_ms * plan.rounds)
+    return made
+
+
+def test_when_all_decode_a_step_is_as_many_rounds_as_end_in_time() -> None:
+    for round_ms, rounds in ((0.01, 6), (1.0, 6), (2.0, 4), (3.9, 2), (5.0, 1), (100.0, 1)):
+        made = decoding(scheduler(max_rounds=6), request("a", 3), request("b", 9, first=20), round_ms=round_ms)
+        plan = made.plan()
+        assert (plan.rounds, {row.count for row in plan.rows}) == (rounds, {rounds})
+        carry_out(made, plan)
+
+
+def test_rounds_are_one_as_long_as_nothing_was_measured_or_the_wing_cannot_repeat_them() -> None:
+    made = scheduler(max_rounds=6)
+    made.add(request("a", 3))
+    turn(made)
+    assert made.plan().rounds == 1
+    assert decoding(scheduler(), request("a", 3)).plan().rounds == 1
+
+
+def test_no_request_gets_more_rounds_than_tokens_it_may_still_generate() -> None:
+    made = decoding(scheduler(max_rounds=8), request("a", 3, max_tokens=7), request("b", 9, first=20))
+    assert [turn(made) for _ in range(3)] == [{"a": (4, 5), "b": (10, 5)}, {"b": (15, 8)}, {"b": (23, 8)}]
+
+
+def test_a_request_of_which_something_is_told_keeps_all_to_one_round() -> None:
+    told = request("told", 9, first=20, report=Report(logprobs=0), max_tokens=4)
+    made = decoding(scheduler(max_rounds=8), request("a", 3), told)
+    assert [made.plan().rounds, *[len(turn(made)) for _ in range(2)], made.plan().rounds] == [1, 2, 2, 8]
+
+
+def test_a_prompt_keeps_all_to_one_round_until_it_is_computed() -> None:
+    made = decoding(scheduler(max_rounds=8), request("a", 3))
+    made.add(request("b", 40, first=20))
+    assert [counts(made) for _ in range(4)] == [{"a": 1, "b": 32}, {"a": 1, "b": 8}, {"a": 8, "b": 8}, {"a": 8, "b": 8}]
+
+
+def test_nobody_is_preempted_for_rounds_ahead() -> None:
+    requests = [request(id, 7, first=20 * place, max_tokens=15) for place, id in enumerate("ab")]
+    made = decoding(scheduler(num_blocks=6, max_rounds=8), *requests)
+    rounds = []
+    while not made.num_preemptions:
+        plan = made.plan()
+        rounds.append((plan.rounds, len(plan.rows)))
+        carry_out(made, plan)
+    assert rounds == [(1, 2)] * 4 + [(1, 1)]
