@@ -108,14 +108,15 @@ def is_dense(work: Callable[[], Tensor]) -> bool:
     return any(key.startswith("dense") for cell in cells for key in getattr(cell, "tuned", ()))
 
 
-def test_a_job_that_does_not_compile_says_why_and_without_workers_nothing_is_compiled() -> None:
-    jobs = [Job("key", A, 4, 64, 128), AttentionJob(AttentionTile(16, 32, 64, 4, 1), 2, 1, 16, 8)]
-    for workers in (0, 1):
+def test_a_job_that_fails_says_why_and_the_others_go_on() -> None:
+    key = linear_key(Regime.SMALL, 4, 16, 128)
+    fits, fails = (Job(key, replace(A, split_k=parts), 4, 64, 128) for parts in (1, 3))
+    attends = AttentionJob(AttentionTile(16, 32, 64, 4, 1), 2, 1, 16, 8)
+    for workers, said in ((0, ""), (1, "ValueError: K = 128 cannot be cut into 3 parts of whole tiles of 128")):
         compilers = Compilers(CPU, workers)
-        for job in jobs:
+        for job in (fails, fits, attends):
             compilers.add(job)
-        # there is no compiler where kernels are interpreted
-        assert [bool(compilers.failure(job, 60.0)) for job in jobs] == [workers > 0] * 2
+        assert [compilers.failure(job, 60.0) for job in (fails, fits, attends)] == [said, "", ""]
         compilers.close()
 
 
