@@ -18,7 +18,7 @@ import torch
 
 from triton_kernels.attention import QueryBlocks, attend
 from triton_kernels.cache import new_cache
-from triton_kernels.dense import dense_gated
+from triton_kernels.dense_gated import dense_gated
 from triton_kernels.device import Device
 from triton_kernels.gated import gated_linear
 from triton_kernels.linear import ternary_linear

@@ -18,7 +18,7 @@ from tools.tuning_candidates import (
     linear_candidates,
 )
 from tools.tuning_compiler import Compilers, Job
-from triton_kernels.dense import dense_gated
+from triton_kernels.dense_gated import dense_gated
 from triton_kernels.device import Device
 from triton_kernels.gated import gated_linear
 from triton_kernels.linear import ternary_linear

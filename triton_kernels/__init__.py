@@ -26,11 +26,10 @@ def unavailable_reason() -> str | None:
 def load(device: str = "cuda", why: str = "asked for", *, pdl: bool | None = None, dense: str = "auto") -> TritonWing:
     """The wing on one torch device; RuntimeError with `unavailable_reason` when it cannot run there.
 
-    `dense` keeps a second copy of the weights at one byte each, for steps of many tokens: "on", "off", or "auto", which
-    gives them a quarter of the device's free memory.
-
     `pdl` launches kernels before their predecessors have ended, on hardware that can (compute capability 9.0 and
     newer); None does what the tuning table has measured to be better, without a row the plain thing.
+    `dense` keeps a second copy of the weights at one byte each, for steps of many tokens: "on", "off", or "auto", which
+    gives them a quarter of the device's free memory.
     "cpu" is Triton's interpreter, for tests: it needs TRITON_INTERPRET=1 in the environment before Triton is imported.
     """
     import torch

@@ -1,10 +1,10 @@
 """Which tile each kernel gets: a table of measured rows where there is one, else a heuristic. Nothing is timed here.
 
 The table is `tuning.json` beside this file, if present: {device name: {key: {field: value}}} with the keys of
-`linear_key`, `dense_key`, ... and LAUNCH_KEY, written by `tools/tune_gpu.py` from measurements. No choice
-made here changes a result of the ternary linears (integer sums). The attention shape does change bits, so it is one
-shape per head size and device, never a function of the batch. The heuristics follow compiled code, not timings; where
-an H200's rows differ from them, they were measured better there.
+`linear_key`, `dense_key`, ... and LAUNCH_KEY, written by `tools/tune_gpu.py` from measurements. No choice made here
+changes a result of the ternary linears (integer sums). The attention shape does change bits, so it is one shape per
+head size and device, never a function of the batch. The heuristics follow compiled code, not timings; where an H200's
+rows differ from them, they were measured better there.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from triton_kernels import EVERYTHING, cache, dense, gated, head, linear, pack, pointwise, ranking, rescore
+from triton_kernels import EVERYTHING, cache, dense_gated, gated, head, linear, pack, pointwise, ranking, rescore
 from triton_kernels.attention import paged_attention, query_blocks
 from triton_kernels.best import BestTokens
 from triton_kernels.cache import Cache, RopeTables
@@ -213,7 +213,7 @@ class TritonWing:
         wide = dense_gated_tile(num_tokens, w.num_outputs, w.padded_k, self._device)
         if w.dense is not None and wide is not None:
             out = self._device.empty(num_tokens, w.num_outputs // 2, dtype=torch.float32)
-            dense.dense_gated(out, q, w.dense, act, wide, self._device)
+            dense_gated.dense_gated(out, q, w.dense, act, wide, self._device)
             return out
         tile = gated_tile(num_tokens, w.num_packed, w.padded_k, self._device)
         return None if tile is None else gated.gated_linear(q, w, act, tile, self._device)

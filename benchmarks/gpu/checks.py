@@ -118,7 +118,7 @@ def verbs(ops: Ops, count: int, queries: int, vocab: int) -> Iterator[Figure]:
         q = ops.gate_norm_quantize(torch.from_numpy(gate_up), None, 1e-5, act)  # type: ignore[arg-type]
         yield distance(f"gate {act}", ops.ternary_linear(q, identity).cpu().numpy() / scale, product / scale, 0.501)
     yield from attention(ops, rng, count, queries)
-    yield head(ops, rng, vocab)
+    yield from head(ops, rng, vocab)
 
 
 def attention(ops: Ops, rng: np.random.Generator, count: int, queries: int) -> Iterator[Figure]:
@@ -147,8 +147,8 @@ def attention(ops: Ops, rng: np.random.Generator, count: int, queries: int) -> I
         yield distance(f"RoPE and attention, {dtype} cache", got.cpu().numpy(), wanted, limit)
 
 
-def head(ops: Ops, rng: np.random.Generator, vocab: int) -> Figure:
-    """The tokens that int8 finds and bf16 scores are those of the bf16 head, with its bits."""
+def head(ops: Ops, rng: np.random.Generator, vocab: int) -> Iterator[Figure]:
+    """The tokens that int8 finds and bf16 scores are those of the bf16 head, with its bits, in any company."""
     x, gain, weight = (
         torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) for shape in ((3, 200), (200,), (vocab, 200))
     )
@@ -156,7 +156,11 @@ def head(ops: Ops, rng: np.random.Generator, vocab: int) -> Figure:
     extra = torch.tensor([[5, -1]] * 3)
     exact, rescored = (ops.head_topk(x, gain, 1e-5, table, 40, extra) for table in tables)
     same = equal(exact[0], rescored[0]) and equal(exact[1], rescored[1])
-    return Figure("int8-rescore head equals the bf16 head", float(same), "of 1", ok=same)
+    yield Figure("int8-rescore head equals the bf16 head", float(same), "of 1", ok=same)
+    company = torch.cat([x] * 22)
+    together = ops.head(company, gain, 1e-5, tables[0])
+    same = all(equal(ops.head(company[: at + 1], gain, 1e-5, tables[0])[at], together[at]) for at in (0, 15, 64))
+    yield Figure("a row's bf16 logits alone and in company", float(same), "of 1", ok=same)
 
 
 def distance(name: str, got: oracle.F64, wanted: oracle.F64, limit: float) -> Figure:

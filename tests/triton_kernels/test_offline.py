@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.triton_kernels.offline import Built, Launch, Recorder, amd, cuda
 from triton_kernels.attention import QueryBlocks, paged_attention
 from triton_kernels.cache import RopeTables, new_cache, rope_write_kv
-from triton_kernels.dense import dense_gated
+from triton_kernels.dense_gated import dense_gated
 from triton_kernels.gated import gated_linear
 from triton_kernels.head import Table, head
 from triton_kernels.linear import ternary_linear

@@ -10,7 +10,8 @@ import torch
 
 from tests import oracle
 from tests.triton_kernels.interpreted.test_linear import CPU, outputs, packed, quantized, random
-from triton_kernels.dense import dense_gated, dense_linear, dense_scratch, scratch_size
+from triton_kernels.dense import dense_linear, dense_scratch, scratch_size
+from triton_kernels.dense_gated import dense_gated
 from triton_kernels.device import open_device
 from triton_kernels.linear import ternary_linear
 from triton_kernels.pack import Dense, Weights, dense_bytes, padded, unpacked

@@ -88,7 +88,7 @@ FAULTS = {
     "values by the scale of keys": Fault("splits.py", "p *= tl.load(value_scale", "p *= tl.load(key_scale", INT8_ROWS),
     "an int8 slot by 128": Fault("cache.py", "tl.math.div_rn(largest, 127.0)", "largest / 128", INT8_ROPE),
     "RoPE turns back": Fault("cache.py", "turned_y = y * c + x * s", "turned_y = y * c - x * s", ROPE),
-    "up by the scale of gate": Fault("dense.py", "row_scale + F + rf", "row_scale + rf", DENSE_GATED),
+    "up by the scale of gate": Fault("dense_gated.py", "row_scale + F + rf", "row_scale + rf", DENSE_GATED),
     "logits without a row's scale": Fault(
         "head.py", "logits *= token * tl.load", "logits *= token + 0 * tl.load", INT8_HEAD
     ),
