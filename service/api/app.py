@@ -37,6 +37,7 @@ from service.engine.errors import EngineError
 from service.metrics import Metrics
 
 API_VERSION = "1"
+FAMILIES = (system, chat, completions, native, responses, messages, tokens, status, docs_page)
 BODIES = (ChatBody, CompletionBody, NativeBody, ResponsesBody, MessagesBody, CountBody, TokenizeBody, DetokenizeBody)
 
 
@@ -45,7 +46,7 @@ class Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = describe(self, API_VERSION, BODIES, self.state.service.settings.path_prefix)
+            self.openapi_schema = describe(self, API_VERSION, BODIES, self.state.service.settings)
         return self.openapi_schema
 
 
@@ -55,6 +56,7 @@ def create_app(engine: AsyncEngine, settings: Settings, times: StreamTimes | Non
         # The framework's pages load their scripts from the net; docs_page.py has one that needs nothing.
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
         exception_handlers={
             ApiError: answer_api_error,
@@ -64,8 +66,7 @@ def create_app(engine: AsyncEngine, settings: Settings, times: StreamTimes | Non
     )
     engine.observer = metrics = Metrics(engine.stats)
     app.state.service = Service(engine, settings, times or StreamTimes(), metrics)
-    families = (system, chat, completions, native, responses, messages, tokens, status, docs_page)
-    for family in (*families, web_page) if settings.ui else families:
+    for family in (*FAMILIES, web_page) if settings.ui else FAMILIES:
         app.include_router(family.router)
     _add_layers(app, settings, metrics)
     return app

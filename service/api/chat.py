@@ -11,8 +11,9 @@ from service.api.answer import Event, failure_of, finish_reason
 from service.api.exchange import Family
 from service.api.logprobs import Token, entries
 from service.api.openai_answer import OpenAIAnswer
-from service.api.openapi import generation_docs
+from service.api.openapi import Docs, generation_docs
 from service.api.schemas import ChatBody, ChatMessage
+from service.api.shapes.openai import ChatChunk, ChatCompletion
 from service.api.tools import CallWriter, read_calls, read_tools
 from service.engine.prompt import ChatPrompt, Message
 from service.engine.request import Delta
@@ -120,7 +121,11 @@ class ChatAnswer(OpenAIAnswer):
 FAMILY = Family(ChatBody, prompts, ChatAnswer, "chatcmpl")
 
 
-@router.post("/chat/completions", **generation_docs(ChatBody, "Continue a conversation"))
-@router.post("/v1/chat/completions", **generation_docs(ChatBody, "Continue a conversation (OpenAI's path)"))
+def _docs(summary: str) -> Docs:
+    return generation_docs(ChatBody, summary, ChatCompletion, [ChatChunk])
+
+
+@router.post("/chat/completions", **_docs("Continue a conversation"))
+@router.post("/v1/chat/completions", **_docs("Continue a conversation (OpenAI's path)"))
 async def chat_completions(request: Request) -> Response:
     return await FAMILY.respond(request)

@@ -14,6 +14,7 @@ from service.api.openai_answer import OpenAIAnswer
 from service.api.openapi import generation_docs
 from service.api.prompts import prompts_of
 from service.api.schemas import CompletionBody
+from service.api.shapes.openai import TextChunk, TextCompletion
 from service.engine.prompt import Prompt
 from service.engine.request import Delta
 
@@ -91,6 +92,9 @@ class CompletionAnswer(OpenAIAnswer):
 FAMILY = Family(CompletionBody, prompts, CompletionAnswer, "cmpl")
 
 
-@router.post("/v1/completions", **generation_docs(CompletionBody, "Continue a text (OpenAI's shape)"))
+@router.post(
+    "/v1/completions",
+    **generation_docs(CompletionBody, "Continue a text (OpenAI's shape)", TextCompletion, [TextChunk]),
+)
 async def openai_completions(request: Request) -> Response:
     return await FAMILY.respond(request)

@@ -6,16 +6,20 @@ style sheet counts. Knows no routes.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from jinja2 import Environment
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, JSONResponse
+
+from service.api.openapi import get_docs, html_docs
 
 router = APIRouter()
 
@@ -32,13 +36,23 @@ _LIMITS = {
 }
 
 
-@router.get("/docs", include_in_schema=False)
+@router.get("/openapi.json", **get_docs("This document", {"type": "object"}, can_be_unavailable=False))
+async def openapi(request: Request) -> JSONResponse:
+    return JSONResponse(await asyncio.to_thread(request.app.openapi))
+
+
+@router.get("/docs", **html_docs("This document, readable"))
 async def docs(request: Request) -> HTMLResponse:
-    app = request.app
+    text, headers = await asyncio.to_thread(_page, request.app)
+    return HTMLResponse(text, headers=headers)
+
+
+def _page(app: FastAPI) -> tuple[str, dict[str, str]]:
+    """Written the first time; it and the document take some 50 ms each (2 cores, 2026-11), so not on the event loop."""
     if not hasattr(app.state, "docs_page"):
         app.state.docs_page = render_page(app.openapi())
-    text, headers = app.state.docs_page
-    return HTMLResponse(text, headers=headers)
+    page: tuple[str, dict[str, str]] = app.state.docs_page
+    return page
 
 
 def render_page(document: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
@@ -47,7 +61,7 @@ def render_page(document: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     schemas = document["components"]["schemas"]
     routes = [
-        {**route, "path": path, "method": method.upper(), "body": _body_name(route)}
+        {**route, "path": path, "method": method.upper(), "body": _body_name(route), "answers": _answers(route)}
         for path, methods in document["paths"].items()
         for method, route in methods.items()
     ]
@@ -55,7 +69,11 @@ def render_page(document: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
         name: {"about": schemas[name].get("description", ""), "fields": fields_of(schemas[name], schemas)}
         for name in sorted({route["body"] for route in routes if route["body"]})
     }
-    text = template.render(document=document, routes=routes, bodies=bodies)
+    answers = {
+        name: {"about": schemas[name].get("description", ""), "fields": fields_of(schemas[name], {})}
+        for name in sorted(_reached([route["responses"] for route in routes], schemas))
+    }
+    text = template.render(document=document, routes=routes, bodies=bodies, answers=answers)
     return text, _headers(source)
 
 
@@ -75,8 +93,42 @@ def _body_name(route: Mapping[str, Any]) -> str:
     return str(content.get("schema", {}).get("$ref", "")).rpartition("/")[2]
 
 
+def _answers(route: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a route answers with: status, when, and the names of its shapes by media type."""
+    return [
+        {
+            "status": status,
+            "description": answer["description"],
+            "content": {kind: names_in(content) for kind, content in answer.get("content", {}).items()},
+        }
+        for status, answer in route["responses"].items()
+    ]
+
+
+def names_in(schema: object) -> list[str]:
+    """The schemas that are referred to, each once."""
+    if isinstance(schema, dict):
+        own = [schema["$ref"].rpartition("/")[2]] if "$ref" in schema else []
+        parts = [own, *map(names_in, schema.values())]
+    else:
+        parts = list(map(names_in, schema)) if isinstance(schema, list) else []
+    return list(dict.fromkeys(name for part in parts for name in part))
+
+
+def _reached(root: object, schemas: Mapping[str, Any]) -> set[str]:
+    """The schemas that are referred to, and those that these refer to, and so on."""
+    found: set[str] = set()
+    waiting = names_in(root)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += names_in(schemas[name])
+    return found
+
+
 def fields_of(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The fields of a body: name, whether it is required, type with its limits, description."""
+    """The fields of an object: name, whether it is required, type with its limits, description."""
     required = schema.get("required", [])
     return [
         {
@@ -90,14 +142,17 @@ def fields_of(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> list[dic
 
 
 def type_of(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
-    """A schema in a few words. Null, which means absent everywhere, is not among them."""
+    """A schema in a few words. Where it refers to one of `schemas`, that one in its place, and no word of null, which
+    means absent in every body; without any, as for an answer, the name of it, and null where it may be null."""
     if "$ref" in schema:
-        return type_of(schemas[schema["$ref"].rpartition("/")[2]], schemas)
+        name = schema["$ref"].rpartition("/")[2]
+        return type_of(schemas[name], schemas) if name in schemas else name
     if "anyOf" in schema:
-        kinds = [type_of(item, schemas) for item in schema["anyOf"] if item.get("type") != "null"]
+        kinds = [type_of(item, schemas) for item in schema["anyOf"] if not schemas or item.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))
     if "enum" in schema or "const" in schema:
-        return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
+        values = schema.get("enum", [schema.get("const")])
+        return " | ".join(value if isinstance(value, str) else json.dumps(value) for value in values)
     kind = str(schema.get("type", "any"))
     if kind == "array" and "items" in schema:
         kind = f"array of {type_of(schema['items'], schemas)}"

@@ -16,7 +16,9 @@ from service.api.answer import Answer, Event, failure_of
 from service.api.errors import ApiError, anthropic_error
 from service.api.exchange import Family, read_request, service_of
 from service.api.foreign import CountBody, MessagesBody, messages_prompt, read_count, read_messages
-from service.api.openapi import answer_docs, generation_docs
+from service.api.openapi import generation_docs, post_docs
+from service.api.shapes.errors import AnthropicError
+from service.api.shapes.messages import EVENTS, CountedTokens, MessageObject
 from service.engine.request import Delta
 from service.engine.text_tools import tokenize
 
@@ -82,14 +84,24 @@ def _stop(last: Delta) -> Event:
 FAMILY = Family(MessagesBody, lambda body: [messages_prompt(body)], MessagesAnswer, "msg", read_messages)
 
 
-@router.post("/v1/messages", **generation_docs(MessagesBody, "Continue a conversation (Anthropic's Messages)"))
+@router.post(
+    "/v1/messages",
+    **generation_docs(
+        MessagesBody,
+        "Continue a conversation (Anthropic's Messages)",
+        MessageObject,
+        EVENTS,
+        named=True,
+        error=AnthropicError,
+    ),
+)
 async def messages(request: Request) -> Response:
     return await FAMILY.respond(request)
 
 
 @router.post(
     "/v1/messages/count_tokens",
-    **answer_docs(CountBody, "Count the tokens of a conversation", {"input_tokens": {"type": "integer"}}),
+    **post_docs(CountBody, "Count the tokens of a conversation", CountedTokens, error=AnthropicError),
 )
 async def count_tokens(request: Request) -> dict[str, int]:
     engine = service_of(request).engine

@@ -15,9 +15,10 @@ from fastapi import APIRouter, Request, Response
 from service.api.answer import Answer, Event, failure_of, finish_reason
 from service.api.exchange import Family
 from service.api.logprobs import Token, Track, entries
-from service.api.openapi import generation_docs
+from service.api.openapi import Docs, generation_docs
 from service.api.prompts import prompts_of
 from service.api.schemas import NativeBody
+from service.api.shapes.native import NativeCompletion, NativeEvent, NativeLastEvent, SelectedFields
 from service.api.tally import Tally
 from service.engine.prompt import Prompt
 from service.engine.request import Delta
@@ -125,9 +126,12 @@ def prompts(body: NativeBody) -> list[Prompt]:
 FAMILY = Family(NativeBody, prompts, NativeAnswer, "cmpl")
 
 
-@router.post("/completion", **generation_docs(NativeBody, "Continue a text", listed=True))
-@router.post(
-    "/completions", **generation_docs(NativeBody, "Continue a text (another name of /completion)", listed=True)
-)
+def _docs(summary: str) -> Docs:
+    events = (NativeEvent, NativeLastEvent, SelectedFields)
+    return generation_docs(NativeBody, summary, NativeCompletion, events, listed=True)
+
+
+@router.post("/completion", **_docs("Continue a text"))
+@router.post("/completions", **_docs("Continue a text (another name of /completion)"))
 async def completion(request: Request) -> Response:
     return await FAMILY.respond(request)

@@ -17,6 +17,7 @@ from service.api.errors import ApiError
 from service.api.exchange import Family
 from service.api.foreign import ResponsesBody, read_responses, responses_prompt
 from service.api.openapi import generation_docs
+from service.api.shapes.responses import EVENTS, ResponseObject
 from service.engine.request import Delta, FinishReason
 
 router = APIRouter(tags=["responses"])
@@ -124,6 +125,11 @@ def _part(text: str) -> Event:
 FAMILY = Family(ResponsesBody, lambda body: [responses_prompt(body)], ResponsesAnswer, "resp", read_responses)
 
 
-@router.post("/v1/responses", **generation_docs(ResponsesBody, "Continue a conversation (OpenAI's Responses)"))
+@router.post(
+    "/v1/responses",
+    **generation_docs(
+        ResponsesBody, "Continue a conversation (OpenAI's Responses)", ResponseObject, EVENTS, named=True
+    ),
+)
 async def responses(request: Request) -> Response:
     return await FAMILY.respond(request)

@@ -13,9 +13,10 @@ from starlette.responses import Response
 
 from service.api.errors import invalid_parameter
 from service.api.exchange import service_of
-from service.api.openapi import BAD_QUERY, COMMON, UNAVAILABLE
+from service.api.openapi import get_docs, ref
 from service.api.parameters import generation_settings, read_limits, read_sampling
 from service.api.schemas import Generation
+from service.api.shapes.system import Props, Slot
 from service.api.unserved import show
 from service.engine.errors import QueueFull
 from service.engine.progress import Progress
@@ -26,7 +27,7 @@ router = APIRouter(tags=["system"])
 SILENT = Generation.model_validate({})  # a request that asks for nothing
 
 
-@router.get("/props", summary="The model, its defaults and its template", responses={**COMMON, **UNAVAILABLE})
+@router.get("/props", **get_docs("The model, its defaults and its template", Props))
 async def props(request: Request) -> dict[str, Any]:
     service = service_of(request)
     engine, info = service.engine, service.engine.info
@@ -53,8 +54,7 @@ async def props(request: Request) -> dict[str, Any]:
 
 @router.get(
     "/slots",
-    summary="What is running, without its text",
-    responses={**COMMON, **BAD_QUERY, **UNAVAILABLE},
+    **get_docs("What is running, without its text", {"type": "array", "items": ref(Slot)}),
     openapi_extra={
         "parameters": [
             {
@@ -97,11 +97,7 @@ def _busy(slot: int, progress: Progress) -> dict[str, Any]:
 
 @router.get(
     "/metrics",
-    summary="Prometheus metrics",
-    responses={
-        200: {"description": "the text form", "content": {"text/plain": {"schema": {"type": "string"}}}},
-        **COMMON,
-    },
+    **get_docs("Prometheus metrics", {"type": "string"}, media_type="text/plain", can_be_unavailable=False),
     response_class=Response,
 )
 async def metrics(request: Request) -> Response:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse
 
 from service.api.errors import ApiError
 from service.api.exchange import service_of
-from service.api.openapi import COMMON, UNAVAILABLE, UNSERVED
+from service.api.openapi import get_docs, head_docs, unserved_docs
+from service.api.shapes.system import Health, ModelCard, ModelList
 from service.engine.async_engine import EngineInfo
 from service.engine.errors import QueueFull, Unavailable
 
@@ -20,20 +22,20 @@ router = APIRouter(tags=["system"])
 OK = {"status": "ok"}
 
 
-@router.head("/health", include_in_schema=False)
-@router.get("/health", summary="Can it serve?", responses={**COMMON, **UNAVAILABLE})
-@router.get("/v1/health", summary="Can it serve?", responses={**COMMON, **UNAVAILABLE})
-async def health(request: Request) -> dict[str, str]:
+@router.head("/health", **head_docs("Can it serve?"))
+@router.get("/health", **get_docs("Can it serve?", Health))
+@router.get("/v1/health", **get_docs("Can it serve?", Health))
+async def health(request: Request) -> JSONResponse:
     service_of(request).engine.raise_if_unavailable()
-    return OK
+    return JSONResponse(OK)
 
 
-@router.get("/health/live", summary="Does the process turn?", responses=COMMON)
+@router.get("/health/live", **get_docs("Does the process turn?", Health, can_be_unavailable=False))
 async def live() -> dict[str, str]:
     return OK
 
 
-@router.get("/health/ready", summary="Would a request be admitted now?", responses={**COMMON, **UNAVAILABLE})
+@router.get("/health/ready", **get_docs("Would a request be admitted now?", Health))
 async def ready(request: Request) -> dict[str, str]:
     engine = service_of(request).engine
     engine.raise_if_unavailable()
@@ -46,16 +48,15 @@ async def ready(request: Request) -> dict[str, str]:
     return OK
 
 
-@router.get("/models", summary="The model that is served", responses={**COMMON, **UNAVAILABLE})
-@router.get("/v1/models", summary="The model that is served", responses={**COMMON, **UNAVAILABLE})
+@router.get("/models", **get_docs("The model that is served", ModelList))
+@router.get("/v1/models", **get_docs("The model that is served", ModelList))
 async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(_info(request))]}
 
 
 @router.get(
     "/v1/models/{model_id:path}",
-    summary="One model by its id",
-    responses={**COMMON, **UNAVAILABLE},
+    **get_docs("One model by its id", ModelCard),
     openapi_extra={"parameters": [{"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}]},
 )
 async def model(request: Request) -> dict[str, Any]:
@@ -88,4 +89,4 @@ async def _switched_off() -> None:
 
 
 for path in ("/embeddings", "/embedding", "/v1/embeddings", "/rerank", "/reranking", "/v1/rerank", "/v1/reranking"):
-    router.post(path, summary="Switched off", responses={**COMMON, **UNSERVED})(_switched_off)
+    router.post(path, **unserved_docs("Switched off"))(_switched_off)

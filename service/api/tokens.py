@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api.chat import prompts
 from service.api.errors import invalid_parameter
 from service.api.exchange import read_request, service_of
-from service.api.openapi import COMMON, UNAVAILABLE, answer_docs
+from service.api.openapi import get_docs, post_docs
 from service.api.schemas import ChatBody, read_body, validated
+from service.api.shapes.system import DetokenizedText, RenderedPrompt, TokenizedText, TokenizerInfo
 from service.api.unserved import without_nulls
 from service.engine.prompt import ChatPrompt
 from service.engine.text_tools import PlainText, TextTools, detokenize, render, tokenize
@@ -71,28 +72,8 @@ def _read_chat(fields: Mapping[str, Any]) -> ChatPrompt:
     return prompt
 
 
-_TOKENS = {"type": "array", "items": {"type": "integer"}}
-_PIECES = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "properties": {
-            "id": {"type": "integer"},
-            "piece": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]},
-        },
-    },
-}
-_TOKENIZED = {
-    "tokens": {"anyOf": [_TOKENS, _PIECES]},
-    "count": {"type": "integer"},
-    "max_model_len": {"type": "integer"},
-}
-_DETOKENIZED = {"content": {"type": "string"}, "prompt": {"type": "string"}}
-_RENDERED = {"prompt": {"type": "string"}}
-
-
-@router.post("/tokenize", **answer_docs(TokenizeBody, "Text or messages into token ids", _TOKENIZED))
-@router.post("/v1/tokenize", **answer_docs(TokenizeBody, "Text or messages into token ids", _TOKENIZED))
+@router.post("/tokenize", **post_docs(TokenizeBody, "Text or messages into token ids", TokenizedText))
+@router.post("/v1/tokenize", **post_docs(TokenizeBody, "Text or messages into token ids", TokenizedText))
 async def tokenize_route(request: Request) -> dict[str, Any]:
     engine = service_of(request).engine
     engine.raise_if_unavailable()
@@ -116,8 +97,8 @@ def _piece(token_id: int, tools: TextTools) -> dict[str, Any]:
         return {"id": token_id, "piece": list(spelling)}
 
 
-@router.post("/detokenize", **answer_docs(DetokenizeBody, "Token ids into text", _DETOKENIZED))
-@router.post("/v1/detokenize", **answer_docs(DetokenizeBody, "Token ids into text", _DETOKENIZED))
+@router.post("/detokenize", **post_docs(DetokenizeBody, "Token ids into text", DetokenizedText))
+@router.post("/v1/detokenize", **post_docs(DetokenizeBody, "Token ids into text", DetokenizedText))
 async def detokenize_route(request: Request) -> dict[str, str]:
     engine = service_of(request).engine
     engine.raise_if_unavailable()
@@ -127,8 +108,8 @@ async def detokenize_route(request: Request) -> dict[str, str]:
     return {"content": text, "prompt": text}
 
 
-@router.post("/apply-template", **answer_docs(ChatBody, "What the chat template makes of messages", _RENDERED))
-@router.post("/v1/apply-template", **answer_docs(ChatBody, "What the chat template makes of messages", _RENDERED))
+@router.post("/apply-template", **post_docs(ChatBody, "What the chat template makes of messages", RenderedPrompt))
+@router.post("/v1/apply-template", **post_docs(ChatBody, "What the chat template makes of messages", RenderedPrompt))
 async def apply_template(request: Request) -> dict[str, str]:
     engine = service_of(request).engine
     engine.raise_if_unavailable()
@@ -137,8 +118,8 @@ async def apply_template(request: Request) -> dict[str, str]:
     return {"prompt": await engine.with_tokenizer(lambda tools: render(prompt, n_ctx, tools))}
 
 
-@router.get("/tokenizer_info", summary="Special tokens and the chat template", responses={**COMMON, **UNAVAILABLE})
-@router.get("/v1/tokenizer_info", summary="Special tokens and the chat template", responses={**COMMON, **UNAVAILABLE})
+@router.get("/tokenizer_info", **get_docs("Special tokens and the chat template", TokenizerInfo))
+@router.get("/v1/tokenizer_info", **get_docs("Special tokens and the chat template", TokenizerInfo))
 async def tokenizer_info(request: Request) -> dict[str, Any]:
     engine = service_of(request).engine
     facts = await engine.with_tokenizer(lambda tools: dict(tools.describe()))

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
 from service.api.exchange import service_of
+from service.api.openapi import head_docs, html_docs
 from service.config import Settings
 
 router = APIRouter()
@@ -38,8 +39,8 @@ SHOWN_DEFAULTS = (
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
-@router.head("/", include_in_schema=False)
-@router.get("/", include_in_schema=False)
+@router.head("/", **head_docs("The web page", can_be_unavailable=False))
+@router.get("/", **html_docs("The web page"))
 async def page(request: Request) -> HTMLResponse:
     text = _text()
     content = html.escape(json.dumps(facts(service_of(request).settings)))

@@ -37,3 +37,14 @@ def model(tiny_packed: Path) -> Iterator[Live]:
     engine.start(lambda: load(settings_of(**settings)))
     with Live(settings, engine=engine) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Live]:
+    """A server of the demo model, with every setting but the threads at its default."""
+    settings = settings_of(n_threads=2)
+    engine = AsyncEngine()
+    engine.start(lambda: load(settings))
+    with Live(engine=engine) as server:
+        yield server
+        server.at_rest()

@@ -46,6 +46,8 @@ class Live:
         self.server: DrainingServer = make_server(self.app, self.engine, self.settings, self.sock)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self._serve, name="server")
+        # A connection for each request; a client for each would read the machine's certificates every time.
+        self.http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
     def _serve(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
@@ -60,6 +62,7 @@ class Live:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.http.close()
         self.loop.call_soon_threadsafe(self.server.begin_drain)
         self.thread.join(15)
         assert not self.thread.is_alive()
@@ -70,14 +73,32 @@ class Live:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
 
     def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=20)
+        return self.http.post(self.url + path, json=body)
 
     def at_rest(self) -> None:
         """Wait until the engine holds nothing and nobody is being answered."""
         wait_until(lambda: self.engine.stats()["open"] == 0 and self.engine.stats()["blocks_used"] == 0)
         wait_until(lambda: not self.server.server_state.tasks)
         assert self.engine.stats()["idle_leaks"] == 0
-        assert self.engine.stats()["inbox"] == 0
+        wait_until(lambda: self.engine.stats()["inbox"] == 0)
+
+
+class Loading(Live):
+    """A server whose model is loading until the end."""
+
+    def __init__(self) -> None:
+        self._may_load = threading.Event()
+        super().__init__(before_load=lambda: self._may_load.wait(60) and None)
+
+    def __enter__(self) -> Live:
+        self.thread.start()
+        wait_until(lambda: self.server.started)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._may_load.set()
+        wait_until(lambda: self.server.was_ready)
+        super().__exit__(*error)
 
 
 def request_bytes(path: str, body: bytes, extra: str = "") -> bytes:

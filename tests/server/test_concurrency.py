@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.server.live import Live
@@ -34,7 +33,7 @@ def request_of(i: int) -> tuple[str, dict[str, Any]]:
 
 def text_of(live: Live, i: int) -> tuple[str, str]:
     path, body = request_of(i)
-    response = httpx.post(live.url + path, json=body, timeout=60)
+    response = live.http.post(live.url + path, json=body)
     assert response.status_code == 200, response.text
     events = events_of(response.text)
     text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
@@ -65,7 +64,7 @@ def test_streams_of_cancelled_neighbours_leave_no_mark(model: Live) -> None:
 
     def leave_early(i: int) -> None:
         path, body = request_of(i)
-        with httpx.stream("POST", model.url + path, json={**body, "stop": [], "max_tokens": -1}, timeout=60) as answer:
+        with model.http.stream("POST", model.url + path, json={**body, "stop": [], "max_tokens": -1}) as answer:
             next(answer.iter_bytes())
 
     with ThreadPoolExecutor(8) as pool:

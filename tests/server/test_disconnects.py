@@ -13,10 +13,9 @@ import httpx
 import pytest
 
 from service.api.exchange import StreamTimes
+from tests.server.asking import LEAST
 from tests.server.live import Live, read_all, request_bytes, wait_until
 from tests.service.engine.fakes import endless, hashed
-
-ROUTES = ["/chat/completions", "/completion", "/v1/completions"]
 
 
 def body_of(stream: bool, **fields: object) -> bytes:
@@ -39,13 +38,13 @@ def leave(sock: socket.socket, *, abruptly: bool) -> None:
 
 @pytest.mark.parametrize("abruptly", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("path", LEAST)
 def test_a_client_that_leaves_a_running_generation_ends_it(
     endless_live: Live, path: str, stream: bool, abruptly: bool
 ) -> None:
     before = int(endless_live.engine.stats()["generated_tokens"])
     sock = endless_live.connect()
-    sock.sendall(request_bytes(path, body_of(stream)))
+    sock.sendall(request_bytes(path, json.dumps({**LEAST[path], "stream": stream}).encode()))
     wait_until(lambda: int(endless_live.engine.stats()["generated_tokens"]) > before)
     leave(sock, abruptly=abruptly)
     wait_until(lambda: endless_live.engine.stats()["open"] == 0, 2.0)

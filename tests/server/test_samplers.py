@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.server.live import Live
@@ -35,7 +34,7 @@ CHAINS: list[dict[str, Any]] = [
 
 def text_of(live: Live, i: int) -> tuple[str, dict[str, Any]]:
     body = {"prompt": PROMPT, "seed": 100 + i, "max_tokens": 40, "stream": True, **CHAINS[i]}
-    response = httpx.post(live.url + "/completion", json=body, timeout=60)
+    response = live.http.post(live.url + "/completion", json=body)
     assert response.status_code == 200, response.text
     events = events_of(response.text)
     last = {

@@ -68,7 +68,9 @@ def test_running_streams_end_whole_while_new_requests_get_503() -> None:
         process.signal(signal.SIGTERM)
         process.wait_for("stopping")
         for path in ("/health", "/health/ready", "/v1/models"):
-            error_of(httpx.get(process.url + path), 503, "draining")
+            refusal = httpx.get(process.url + path)
+            error_of(refusal, 503, "draining")
+            assert int(refusal.headers["retry-after"]) > 0
         error_of(httpx.post(process.url + "/completion", json={"prompt": "hi"}), 503, "draining")
         assert httpx.get(process.url + "/health/live").status_code == 200
         assert process.exit_code() == 0

@@ -14,10 +14,7 @@ import jsonschema
 import openai
 import pytest
 
-from service.compose import load
-from service.engine.async_engine import AsyncEngine
 from tests.server.live import Live
-from tests.service.api.asgi import settings_of
 from tests.service.engine.fakes import obedient
 from tests.service.engine.test_grammar_compiler import HOSTILE
 
@@ -38,17 +35,6 @@ TOOLS: list[Any] = [
 ]
 STORY = {"prompt": "Once upon a time", "n_predict": 60, "seed": 7, "ignore_eos": False}
 FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "animal", "schema": SCHEMA, "strict": True}}
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Live]:
-    """A server of the demo model."""
-    settings = settings_of(n_threads=2)
-    engine = AsyncEngine()
-    engine.start(lambda: load(settings))
-    with Live(engine=engine) as server:
-        yield server
-        server.at_rest()
 
 
 @pytest.fixture
@@ -170,7 +156,7 @@ def test_hostile_grammars_get_their_answers_while_a_stream_goes_on() -> None:
 
         def follow() -> None:
             body = {"prompt": "a", "stream": True, "n_predict": 15_000}
-            with httpx.stream("POST", live.url + "/completion", json=body, timeout=60) as response:
+            with live.http.stream("POST", live.url + "/completion", json=body) as response:
                 for _ in response.iter_lines():
                     stamps.append(time.monotonic())
                     if ended.is_set():
@@ -181,7 +167,7 @@ def test_hostile_grammars_get_their_answers_while_a_stream_goes_on() -> None:
         statuses = {}
         for name, (kind, text) in HOSTILE.items():
             before, started_s = len(stamps), time.monotonic()
-            response = httpx.post(live.url + "/completion", content=body_of(kind, text), timeout=60)
+            response = live.http.post(live.url + "/completion", content=body_of(kind, text))
             statuses[name] = response.status_code
             if time.monotonic() - started_s > 1.0:
                 assert len(stamps) > before + 20, f"the stream stood still during {name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from service.api.docs_page import type_of
+from service.api.docs_page import names_in, type_of
 from tests.service.api.asgi import Client
 
 
@@ -15,8 +15,12 @@ def test_every_route_and_field_of_the_document_is_on_the_page(client: Client) ->
         assert f"<code>{path}</code>" in page
         for route in methods.values():
             assert route["summary"] in page.replace("&#39;", "'")
-    for name in document["components"]["schemas"]["ChatBody"]["properties"]:
-        assert f"<code>{name}</code>" in page
+    for name, schema in document["components"]["schemas"].items():
+        if f'id="{name}"' in page:
+            assert all(f"<code>{field}</code>" in page for field in schema["properties"])
+    for name in ("ChatBody", "ChatCompletion", "ChatChunk", "NativeLastEvent", "Slot", "ErrorDetail"):
+        assert page.count(f'<h3 id="{name}">') == 1
+    assert '<td>401</td><td>the key is missing or wrong</td><td>\napplication/json <a href="#ErrorObject">' in page
 
 
 def test_the_page_has_no_script_and_no_address_of_anybody_else(client: Client) -> None:
@@ -41,3 +45,10 @@ def test_types_are_told_with_their_limits_and_without_null() -> None:
     assert type_of(number, schemas) == "number (≥ 0, ≤ 2)"
     assert type_of({"type": "array", "items": {"$ref": "#/x/Part"}}, schemas) == "array of {text: string}"
     assert type_of({"enum": ["a", "b"]}, schemas) == "a | b"
+
+
+def test_types_of_answers_are_told_by_name_and_with_null() -> None:
+    part_or_null = {"anyOf": [{"$ref": "#/x/Part"}, {"type": "null"}]}
+    assert type_of(part_or_null, {}) == "Part or null"
+    assert type_of({"const": False}, {}) == "false"
+    assert names_in({"anyOf": [part_or_null, {"items": {"$ref": "#/x/Other"}}]}) == ["Part", "Other"]
