@@ -30,6 +30,6 @@ def load(
         return load_native(isa, num_threads)
     except RuntimeError as error:
         if isa != "auto":
-            raise
+            raise RuntimeError(f"cpu_isa {isa} cannot run here ({error}); use cpu_isa auto or torch") from error
         logger.warning("the native CPU kernels are not used, and torch is much slower: %s", error)
         return TorchWing(num_threads)

@@ -50,7 +50,7 @@ def load(isa: str, threads: int, library: NativeLibrary | None = None, check: Ch
             return NativeCpuWing(library, candidate, threads, why)
         reasons.append(f"{candidate}: {reason}")
         logger.log(logging.WARNING if "self-check" in reason else logging.DEBUG, "cpu_isa %s", reasons[-1])
-    raise RuntimeError(f"cpu_isa {isa} cannot run here ({'; '.join(reasons)}); use cpu_isa auto or torch")
+    raise RuntimeError("; ".join(reasons))
 
 
 def self_check(library: NativeLibrary, isa: str) -> str | None:

@@ -34,8 +34,9 @@ def test_auto_without_a_native_library_is_the_torch_wing_and_says_why(caplog: py
     ops.close()
 
 
-def test_a_native_path_by_name_without_a_library_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="the native library is not built"):
+def test_a_native_path_by_name_without_a_library_is_refused_with_the_cure() -> None:
+    words = r"cpu_isa portable cannot run here \(the native library is not built\); use cpu_isa auto or torch"
+    with pytest.raises(RuntimeError, match=words):
         cpu_fallback.load("portable", 1, no_library)
 
 
