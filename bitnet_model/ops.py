@@ -194,21 +194,22 @@ class Ops(Protocol):
         ...
 
 
-def load_ops(backend: Backend, *, isa: str = "auto", threads: int | None) -> Ops:
+def load_ops(backend: Backend, *, isa: str = "auto", threads: int | None, dense: str = "auto") -> Ops:
     """Load the wing for `backend`; logs what was chosen and why.
 
     `isa` is the CPU wing's instruction set, `threads` its number of threads (None: all the cores this process may use).
+    `dense` is whether the GPU wing keeps a copy of the weights at one byte each: on, off, or auto, where there is room.
     "auto" takes a GPU that will do, else the CPU. Raises BackendUnavailable when something asked for by name cannot run
     here; "auto" never does.
     """
     if backend == "triton":
-        return _load_triton("asked for")
+        return _load_triton("asked for", dense)
     if backend not in ("auto", "cpu"):
         raise ValueError(f"backend must be auto, triton or cpu, not {backend!r}")
     why = "asked for"
     if backend == "auto":
         try:
-            return _load_triton("auto: there is a GPU that will do")
+            return _load_triton("auto: there is a GPU that will do", dense)
         except BackendUnavailable as error:
             why = f"auto: {error}"
     import cpu_fallback
@@ -221,11 +222,11 @@ def load_ops(backend: Backend, *, isa: str = "auto", threads: int | None) -> Ops
     return ops
 
 
-def _load_triton(why: str) -> Ops:
+def _load_triton(why: str, dense: str) -> Ops:
     import triton_kernels
 
     try:
-        ops: Ops = triton_kernels.load()
+        ops: Ops = triton_kernels.load(why=why, dense=dense)
     except RuntimeError as error:
         raise BackendUnavailable(f"backend triton: {error}") from error
     logger.info("backend triton (%s): %s", why, ", ".join(f"{key} {value}" for key, value in ops.describe().items()))

@@ -82,7 +82,7 @@ def load(settings: Settings) -> Loaded:
     from service.engine.grammar_compiler import GrammarCompiler
     from service.engine.runner import ModelRunner
 
-    ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads)
+    ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads, dense=settings.dense_weights)
     sizes = sizes_for(ops, settings, config, folder)
     head_dtype = head_dtype_for(ops, settings)
     with ThreadPoolExecutor(1, "tokenizer") as reader, loading_bar(model_id) as progress:

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     max_running: int | None = Field(None, ge=1, le=4096, description="requests in one step")
     kv_tokens: Size | None = Field(None, ge=1, description="tokens the KV cache holds")
     kv_cache_dtype: Literal["bf16", "int8"] = Field("bf16", description="type of the KV cache")
+    dense_weights: Literal["auto", "on", "off"] = Field(
+        "auto", description="int8 copy of the weights on a GPU, for many tokens; auto = in a quarter of its free memory"
+    )
     head_dtype: Literal["int8", "bf16", "int8-rescore"] | None = Field(None, description="type of the output head")
     max_queue: int = Field(512, ge=0, description="waiting requests before 503; 0 = unbounded")
     max_body_bytes: Size = Field(8 << 20, ge=1024, description="largest request body")

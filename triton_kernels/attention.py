@@ -3,7 +3,7 @@
 A query's keys are cut into splits of a fixed number of tokens aligned to absolute position, merged in order of
 position (`splits.py` has the arithmetic). One matrix shape serves all: rows of (query token x head of its group)
 against a tile of keys. So it does not matter which other queries share a program, whether one program visits all splits
-(merging in registers) or several programs leave partial results for a second kernel to merge: the operations on one
+(merging in registers) or several programs leave partial results for the last of them to merge: the operations on one
 query's numbers are the same, in the same order. What a query may not see contributes an exact zero. The idea of splits
 and of query blocks is that of vLLM's unified attention kernel; the fixed order follows "Defeating nondeterminism in LLM
 inference" (Thinking Machines, 2025).
@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 import triton
@@ -29,20 +28,33 @@ from triton_kernels.device import Device
 from triton_kernels.splits import merge, one_split
 from triton_kernels.tuning import AttentionTile, attention_tile, power_of_two
 
+PROGRAMS_A_PROCESSOR = 8
+MERGED_AT_ONCE = 4
+MERGED_ROWS = 16
+"""Rows and splits that are merged side by side: what registers hold beside what attention needs."""
+
 
 @dataclass(frozen=True, slots=True)
 class QueryBlocks:
-    """Which query tokens each program takes: row[i] int32 and, inside that row, the tokens from first[i] int32."""
+    """Which query tokens each program takes: row[i] int32 and, inside that row, the tokens from first[i] int32.
+
+    arrived int32 [programs, Hkv] counts the programs that share a query block and its splits; zeros, and zeros again
+    when the work queued on it is done.
+    """
 
     row: Tensor
     first: Tensor
+    arrived: Tensor
 
 
 @triton.jit
 def query_rows(
     block_row, block_first, starts, lengths, kv_head, i, G: tl.constexpr, HQ: tl.constexpr, ROWS: tl.constexpr
 ):
-    """Which (token, head) each matrix row is, and where it sits: line in [T * HQ], position (-1: none), row, end."""
+    """Which (token, head) each matrix row i is, and where it sits: line in [T * HQ], position (-1: none), row, end.
+
+    The last number is that of the matrix rows which are any.
+    """
     TOKENS: tl.constexpr = ROWS // G
     row = tl.load(block_row + tl.program_id(0))
     first = tl.load(block_first + tl.program_id(0))
@@ -53,12 +65,43 @@ def query_rows(
     there = (i < TOKENS * G) & (token < count)
     position = tl.where(there, before + token, -1)
     line = (start + token).to(tl.int64) * HQ + kv_head * G + i % G
-    return line, there, position, row, before + tl.minimum(first + TOKENS, count)
+    last = tl.minimum(first + TOKENS, count)
+    return line, there, position, row, before + last, (last - first) * G
+
+
+@triton.jit
+def store_merged(
+    out, part_most, part_total, part_weighted, line, there, d, num_splits, max_splits, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """The partial results of all splits put together, in order, for some rows."""
+    cell = there[:, None] & (d < D)[None, :]
+    most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([ROWS], dtype=tl.float32)
+    weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    for first in range(0, num_splits, AT_ONCE):
+        # Unrolled, so that the loads of several splits are under way together; one after another, the eight of 1k
+        # tokens took 10 us on an H200 (2026-11-26). What lies past the last one changes no bit. The first-level cache
+        # knows nothing of what other processors wrote.
+        for place in tl.static_range(AT_ONCE):
+            at = line * max_splits + first + place
+            inside = there & (first + place < num_splits)
+            next_most = tl.load(part_most + at, mask=inside, other=float("-inf"), cache_modifier=".cg")
+            next_total = tl.load(part_total + at, mask=inside, other=0.0, cache_modifier=".cg")
+            next_weighted = tl.load(
+                part_weighted + at[:, None] * D + d[None, :],
+                mask=cell & inside[:, None],
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            most, total, weighted = merge(most, total, weighted, next_most, next_total, next_weighted)
+    result = tl.math.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
+    tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
 
 
 @triton.jit(do_not_specialize=["max_blocks", "max_splits"])  # they grow with the longest row
 def attention_kernel(
-    out,  # f32 [T, HQ * D]; not written when PARTIAL
+    out,  # f32 [T, HQ * D]
     part_most,  # f32 [T, HQ, max_splits]; the three are written when PARTIAL
     part_total,  # f32 [T, HQ, max_splits]
     part_weighted,  # f32 [T, HQ, max_splits, D]
@@ -72,6 +115,7 @@ def attention_kernel(
     starts,  # int32 [B + 1]
     block_row,  # int32 [programs]
     block_first,  # int32 [programs]
+    arrived,  # int32 [programs, HKV] of zeros, and zeros again at the end; for PARTIAL
     scale,
     max_blocks,
     max_splits,
@@ -84,6 +128,8 @@ def attention_kernel(
     KEYS: tl.constexpr,
     SPLIT: tl.constexpr,
     PARTIAL: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    MERGED_ROWS: tl.constexpr,
     INT8: tl.constexpr,
     BF16: tl.constexpr,
     PDL: tl.constexpr,
@@ -92,7 +138,7 @@ def attention_kernel(
     kv_head = tl.program_id(1)
     i = tl.arange(0, ROWS)
     d = tl.arange(0, BLOCK_D)
-    line, there, position, row, end = query_rows(
+    line, there, position, row, end, _ = query_rows(
         block_row, block_first, starts, lengths, kv_head, i, HQ // HKV, HQ, ROWS
     )
     allow_successor(PDL)
@@ -102,7 +148,8 @@ def attention_kernel(
     most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
     weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
-    for split in range(tl.program_id(2), (end + SPLIT - 1) // SPLIT, tl.num_programs(2)):
+    num_splits = (end + SPLIT - 1) // SPLIT
+    for split in range(tl.program_id(2), num_splits, tl.num_programs(2)):
         next_most, next_total, next_weighted = one_split(
             split * SPLIT, end, q_high, q_low, position, table, keys, values, key_scale, value_scale, kv_head, scale,
             HKV, D, BLOCK_D, BLOCK_TOKENS, ROWS, KEYS, SPLIT, INT8, BF16,
@@ -114,56 +161,29 @@ def attention_kernel(
             tl.store(part_weighted + to[:, None] * D + d[None, :], next_weighted, mask=cell)
         else:
             most, total, weighted = merge(most, total, weighted, next_most, next_total, next_weighted)
-    if not PARTIAL:
+    if PARTIAL:
+        # all threads' results are written before this program counts itself in, and seen by the one that finds all
+        tl.debug_barrier()
+        mine = arrived + tl.program_id(0) * HKV + kv_head
+        if tl.atomic_add(mine, 1, sem="acq_rel") == tl.num_programs(2) - 1:
+            tl.store(mine, 0)
+            # found again, not kept in registers while there was something else to do
+            _, _, _, _, end, num_rows = query_rows(
+                block_row, block_first, starts, lengths, kv_head, i, HQ // HKV, HQ, ROWS
+            )
+            num_splits = (end + SPLIT - 1) // SPLIT
+            for done in range(0, num_rows, MERGED_ROWS):
+                part_line, part_there, _, _, _, _ = query_rows(
+                    block_row, block_first, starts, lengths, kv_head, done + tl.arange(0, MERGED_ROWS),
+                    HQ // HKV, HQ, ROWS,
+                )  # fmt: skip
+                store_merged(
+                    out, part_most, part_total, part_weighted, part_line, part_there, d, num_splits, max_splits,
+                    D, BLOCK_D, MERGED_ROWS, AT_ONCE,
+                )  # fmt: skip
+    else:
         result = tl.math.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
         tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
-
-
-@triton.jit(do_not_specialize=["max_splits"])
-def merge_kernel(
-    out,  # f32 [T, HQ * D]
-    part_most,  # f32 [T, HQ, max_splits]
-    part_total,
-    part_weighted,  # f32 [T, HQ, max_splits, D]
-    lengths,
-    starts,
-    block_row,
-    block_first,
-    max_splits,
-    HQ: tl.constexpr,
-    HKV: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
-    SPLIT: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    wait_for_predecessor(PDL)
-    kv_head = tl.program_id(1)
-    i = tl.arange(0, ROWS)
-    d = tl.arange(0, BLOCK_D)
-    line, there, _, _, end = query_rows(block_row, block_first, starts, lengths, kv_head, i, HQ // HKV, HQ, ROWS)
-    allow_successor(PDL)
-    cell = there[:, None] & (d < D)[None, :]
-    most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([ROWS], dtype=tl.float32)
-    weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
-    num_splits = (end + SPLIT - 1) // SPLIT
-    for first in range(0, num_splits, AT_ONCE):
-        # Unrolled, so that the loads of several splits are under way together; one after another, the eight of 1k
-        # tokens took 10 us on an H200 (2026-11-26). What lies past the last one changes no bit.
-        for place in tl.static_range(AT_ONCE):
-            at = line * max_splits + first + place
-            inside = there & (first + place < num_splits)
-            next_most = tl.load(part_most + at, mask=inside, other=float("-inf"))
-            next_total = tl.load(part_total + at, mask=inside, other=0.0)
-            next_weighted = tl.load(
-                part_weighted + at[:, None] * D + d[None, :], mask=cell & inside[:, None], other=0.0
-            )
-            most, total, weighted = merge(most, total, weighted, next_most, next_total, next_weighted)
-    result = tl.math.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
-    tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
 
 
 def query_blocks(starts: list[int], num_heads: int, num_kv_heads: int, head_dim: int, device: Device) -> QueryBlocks:
@@ -173,8 +193,11 @@ def query_blocks(starts: list[int], num_heads: int, num_kv_heads: int, head_dim:
     found = [
         (row, first) for row, (start, end) in enumerate(pairwise(starts)) for first in range(0, end - start, tokens)
     ]
-    table = torch.tensor(found, dtype=torch.int32).view(-1, 2).T.contiguous().to(device.torch_device)
-    return QueryBlocks(table[0], table[1])
+    count = len(found)
+    # both begin where 16-byte loads may, or a kernel would be compiled anew for some numbers of programs
+    table = torch.nn.functional.pad(torch.tensor(found, dtype=torch.int32).view(-1, 2).T, (0, -count % 4))
+    row, first = table.contiguous().to(device.torch_device)[:, :count]
+    return QueryBlocks(row, first, device.zeros(count, num_kv_heads, dtype=torch.int32))
 
 
 def paged_attention(
@@ -205,8 +228,13 @@ def paged_attention(
 
 
 def split_programs(programs: int, max_splits: int, device: Device) -> int:
-    """How many programs share the splits of one query block: 1 where there is work enough. Changes no bit."""
-    return max(1, min(max_splits, 2 * device.num_processors // programs))
+    """How many programs share the splits of one query block: 1 where there is work enough. Changes no bit.
+
+    Four programs have room on a processor, and twice as many are asked for, so that they end together: with one for
+    each, 32 rows of 1k tokens reached 0.39 of an H200's bandwidth (2026-11-26).
+    """
+    wanted = PROGRAMS_A_PROCESSOR * device.num_processors
+    return max(1, min(max_splits, (wanted + programs // 2) // programs))
 
 
 def attend(
@@ -226,53 +254,40 @@ def attend(
     num_tokens, num_heads, head_dim = q.shape
     _, _, num_kv_heads, block_tokens, _ = cache.keys.shape
     parts = (num_tokens, num_heads, max_splits if programs > 1 else 0)
-    partial: dict[str, Any] = {
-        "part_most": device.empty(*parts, dtype=torch.float32),
-        "part_total": device.empty(*parts, dtype=torch.float32),
-        "part_weighted": device.empty(*parts, head_dim, dtype=torch.float32),
-    }
-    rows: dict[str, Any] = {"lengths": lengths, "starts": starts, "block_row": blocks.row, "block_first": blocks.first}
-    shape = {
-        "HQ": num_heads,
-        "HKV": num_kv_heads,
-        "D": head_dim,
-        "BLOCK_D": max(16, power_of_two(head_dim)),
-        "ROWS": tile.rows,
-        "SPLIT": tile.split,
-    }
     device.launch(
         attention_kernel,
         (blocks.row.shape[0], num_kv_heads, programs),
         out=out,
+        part_most=device.empty(*parts, dtype=torch.float32),
+        part_total=device.empty(*parts, dtype=torch.float32),
+        part_weighted=device.empty(*parts, head_dim, dtype=torch.float32),
         q=q,
         keys=cache.keys[layer],
         values=cache.values[layer],
         key_scale=cache.key_scale[layer],
         value_scale=cache.value_scale[layer],
         block_tables=block_tables,
+        lengths=lengths,
+        starts=starts,
+        block_row=blocks.row,
+        block_first=blocks.first,
+        arrived=blocks.arrived,
         scale=math.log2(math.e) / math.sqrt(head_dim),
         max_blocks=block_tables.shape[1],
         max_splits=max_splits,
+        HQ=num_heads,
+        HKV=num_kv_heads,
+        D=head_dim,
+        BLOCK_D=max(16, power_of_two(head_dim)),
         BLOCK_TOKENS=block_tokens,
+        ROWS=tile.rows,
         KEYS=tile.keys,
+        SPLIT=tile.split,
         PARTIAL=programs > 1,
+        AT_ONCE=MERGED_AT_ONCE,
+        MERGED_ROWS=min(MERGED_ROWS, tile.rows),
         INT8=cache.is_int8,
         BF16=device.bf16,
-        **partial,
-        **rows,
-        **shape,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
-    if programs > 1:
-        device.launch(
-            merge_kernel,
-            (blocks.row.shape[0], num_kv_heads),
-            out=out,
-            max_splits=max_splits,
-            AT_ONCE=4,
-            **partial,
-            **rows,
-            **shape,
-            num_warps=tile.num_warps,
-        )

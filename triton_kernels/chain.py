@@ -3,7 +3,8 @@
 Only NVIDIA GPUs of compute capability 9.0 and newer have it, and only a `Device` with `pdl` uses it. Every kernel of
 this wing waits before it touches anything that an earlier kernel wrote or may still read. All of them must: a kernel
 waits for its predecessor alone, and what ran before that is done only because the predecessor waited too. What no
-kernel ever writes (weights) may be read before. Source: NVIDIA's PTX manual, griddepcontrol.
+kernel ever writes (weights) may be read before: a linear of few tokens asks for all its weights while its predecessor
+runs, which takes about as long as they take to come from memory. Source: NVIDIA's PTX manual, griddepcontrol, prefetch.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
@@ -26,3 +27,18 @@ def allow_successor(PDL: tl.constexpr):
     """The next kernel may be launched once every program is here or has ended. It promises nothing about memory."""
     if PDL:
         gdc_launch_dependents()
+
+
+@triton.jit
+def ask_ahead(at):
+    """Have the lines at these addresses brought to the second-level cache. Nothing waits for them."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def ask_for_rows(at, num_bytes):
+    """The same for so many bytes from each of these addresses, by lines of 128 bytes."""
+    for first in range(0, num_bytes, 128):
+        ask_ahead(at + first)

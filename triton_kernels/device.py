@@ -39,6 +39,11 @@ class Device:
     pdl: bool = False
     tuned: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
+    @property
+    def asks_ahead(self) -> bool:
+        """Whether a kernel, while its predecessor runs, may ask for weights by an instruction of NVIDIA's."""
+        return self.pdl and self.dp4a
+
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.torch_device)
 

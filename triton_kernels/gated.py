@@ -45,7 +45,7 @@ def gated_kernel(
     i = tl.arange(0, BLOCK_P)
     rp = tl.minimum(tl.program_id(1) * (BLOCK_P // 2) + i // 2, Q - 1) + (i % 2) * Q
     sum0, sum1, sum2, sum3 = plane_sums(
-        planes, codes, rp, tl.minimum(rt, T - 1), 0, K, 1, BLOCK_P, BLOCK_T, BLOCK_K
+        planes, codes, rp, rt, T, 0, K, 1, BLOCK_P, BLOCK_T, BLOCK_K
     )  # fmt: skip
     allow_successor(PDL)
     in_t = rt < T

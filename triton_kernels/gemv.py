@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.chain import allow_successor, wait_for_predecessor
+from triton_kernels.chain import allow_successor, ask_ahead, wait_for_predecessor
 from triton_kernels.device import Device
 from triton_kernels.pack import Weights
 from triton_kernels.pointwise import Quantized
 from triton_kernels.sums import rescale, scaling, ternary_sum
-from triton_kernels.tuning import LinearTile
+from triton_kernels.tuning import LinearTile, power_of_two
 
 
 @triton.jit
@@ -48,8 +48,10 @@ def gemv_kernel(
     WORDS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    LINES: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     DP4A: tl.constexpr,
+    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     t = tl.program_id(1).to(tl.int64)
@@ -67,6 +69,10 @@ def gemv_kernel(
         w = tl.load(planes + row + rk[None, :], eviction_policy="evict_first")
     else:
         w = tl.load(planes + row + rk[None, :], mask=(rk < WORDS)[None, :], other=0, eviction_policy="evict_first")
+    if AHEAD:
+        line = BLOCK_W + 32 * tl.arange(0, LINES)
+        rest = tl.minimum(line, WORDS - 1)[None, :]
+        ask_ahead(planes + row + rest)
     wait_for_predecessor(PDL)
     for i in tl.static_range((WORDS + BLOCK_W - 1) // BLOCK_W):
         rk = i * BLOCK_W + tl.arange(0, BLOCK_W)
@@ -115,7 +121,9 @@ def gemv(out: Tensor, q: Quantized, w: Weights, residual: Tensor | None, tile: L
         code_sum=q.code_sum,
         WORDS=w.padded_k // 4,
         BLOCK_W=tile.depth // 4,
+        LINES=power_of_two(max(1, (w.padded_k - tile.depth) // 128)),
         DP4A=device.dp4a,
+        AHEAD=device.asks_ahead and w.padded_k > tile.depth,
         **scaling(q, w, residual, out),
         BLOCK_P=tile.packed,
         num_warps=tile.num_warps,

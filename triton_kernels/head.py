@@ -100,15 +100,19 @@ def norm_kernel(
 
 @triton.jit
 def logit_tile(
-    w_at, x_at, K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    w_at, x_at, there, K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
     INT8: tl.constexpr, BF16: tl.constexpr,
 ):  # fmt: skip
-    """The products [BLOCK_V, BLOCK_T] of table rows at w_at [BLOCK_V, 1] and tokens at x_at [1, BLOCK_T] over K."""
+    """The products [BLOCK_V, BLOCK_T] of table rows at w_at [BLOCK_V, 1] and tokens at x_at [1, BLOCK_T] over K.
+
+    Tokens that are not `there` [1, BLOCK_T] are zeros and are not read: with a read of the same token for each of them,
+    every program would ask one slice of the cache for the same few bytes at the same time.
+    """
     total = tl.zeros([BLOCK_V, BLOCK_T], dtype=tl.int32 if INT8 else tl.float32)
     for i in range(K // BLOCK_K):
         rk = i * BLOCK_K + tl.arange(0, BLOCK_K)
         w = tl.load(w_at + rk[None, :])
-        y = tl.load(x_at + rk[:, None])
+        y = tl.load(x_at + rk[:, None], mask=there, other=0)
         if INT8:
             total = tl.dot(w, y, total, out_dtype=tl.int32)
         elif BF16:
@@ -137,11 +141,11 @@ def head_kernel(
 ):
     wait_for_predecessor(PDL)
     # neighbouring programs share a tile of the table, which is the larger operand
-    rt = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    rv = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
-    x_at = x + tl.minimum(rt, T - 1).to(tl.int64)[None, :] * K
+    rt = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    rv = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    x_at = x + rt.to(tl.int64)[None, :] * K
     w_at = table + tl.minimum(rv, V - 1).to(tl.int64)[:, None] * K
-    total = logit_tile(w_at, x_at, K, BLOCK_V, BLOCK_T, BLOCK_K, INT8, BF16)
+    total = logit_tile(w_at, x_at, (rt < T)[None, :], K, BLOCK_V, BLOCK_T, BLOCK_K, INT8, BF16)
     allow_successor(PDL)
     inside = (rt < T)[:, None] & (rv < V)[None, :]
     logits = tl.trans(total).to(tl.float32)
@@ -193,7 +197,7 @@ def multiply(
     token_scale, row_scale = (logits, logits) if scales is None else scales
     device.launch(
         head_kernel,
-        (triton.cdiv(rows.shape[0], tile["BLOCK_V"]), triton.cdiv(x.shape[0], tile["BLOCK_T"])),
+        (triton.cdiv(x.shape[0], tile["BLOCK_T"]), triton.cdiv(rows.shape[0], tile["BLOCK_V"])),
         out=logits,
         x=x,
         table=rows,

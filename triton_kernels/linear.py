@@ -1,8 +1,9 @@
 """The ternary linear: int8 codes x ternary weights, summed exactly in int32, scaled once per token and row.
 
-Three forms, chosen by `tuning.regime`: a GEMV of dp4a words for one or two tokens (`gemv.py`), a narrow tensor-core
-tile (K split over programs where few of them go deep), and a wide tensor-core tile for prefill. Integer sums do not
-depend on the form, the tile or the split, so a token's result does not depend on its batch. Knows neither what the
+Three forms on packed weights, chosen by `tuning.regime`: a GEMV of dp4a words for one or two tokens (`gemv.py`), a
+narrow tensor-core tile (K split over programs where few of them go deep), and a wide tensor-core tile for prefill.
+Weights that are there at one byte each, too, are multiplied as such from some tokens on (`dense.py`). Integer sums do
+not depend on the form, the tile or the split, so a token's result does not depend on its batch. Knows neither what the
 outputs mean nor how the codes came about.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
@@ -14,13 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.chain import allow_successor, wait_for_predecessor
+from triton_kernels.chain import allow_successor, ask_for_rows, wait_for_predecessor
+from triton_kernels.dense import FEW_TOKENS, dense_linear, dense_scratch
 from triton_kernels.device import Device
 from triton_kernels.gemv import gemv
 from triton_kernels.pack import Weights
 from triton_kernels.pointwise import Quantized
 from triton_kernels.sums import plane_sums, plane_total, rescale, scaling
-from triton_kernels.tuning import LinearTile, Regime, linear_tile, regime
+from triton_kernels.tuning import LinearTile, Regime, dense_tile, linear_tile, regime
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -42,16 +44,19 @@ def dot_kernel(
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    wait_for_predecessor(PDL)
     rt = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     rp = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     part = tl.program_id(2)
-    # rows past the end read the last row again and are not stored: loads need no mask
+    if AHEAD:
+        row = planes + tl.minimum(rp, P - 1).to(tl.int64) * K + part * (K // SPLIT_K)
+        ask_for_rows(row, K // SPLIT_K)
+    wait_for_predecessor(PDL)
+    # rows of weights past the end are the last again and are not stored: their loads need no mask
     sum0, sum1, sum2, sum3 = plane_sums(
-        planes, codes, tl.minimum(rp, P - 1), tl.minimum(rt, T - 1), part * (K // SPLIT_K),
-        K, SPLIT_K, BLOCK_P, BLOCK_T, BLOCK_K,
+        planes, codes, tl.minimum(rp, P - 1), rt, T, part * (K // SPLIT_K), K, SPLIT_K, BLOCK_P, BLOCK_T, BLOCK_K,
     )  # fmt: skip
     allow_successor(PDL)
     in_t = rt < T
@@ -114,7 +119,7 @@ def ternary_linear(
     """Quantized [T, K] x Weights [N, K] -> f32 [T, N], plus residual f32 [T, N] if given.
 
     `scratch` is int32 zeros, and zeros again when the work queued here is done; where K is split and it holds less than
-    T * N, new zeros are made. ValueError when K or the residual's shape does not fit.
+    that takes (`dense.scratch_size`), new zeros are made. ValueError when K or the residual's shape does not fit.
     """
     num_tokens = q.codes.shape[0]
     if q.num_values != w.num_inputs:
@@ -122,7 +127,11 @@ def ternary_linear(
     if residual is not None and residual.shape != (num_tokens, w.num_outputs):
         raise ValueError(f"the residual must be [{num_tokens}, {w.num_outputs}], not {list(residual.shape)}")
     out = device.empty(num_tokens, w.num_outputs, dtype=torch.float32)
-    if num_tokens:
+    dense = dense_tile(num_tokens, w.num_outputs, w.padded_k, device) if w.dense is not None and num_tokens else None
+    if w.dense is not None and dense is not None:
+        zeros = dense_scratch(num_tokens, w.num_outputs, dense, scratch, device)
+        dense_linear(out, q, w.dense, residual, dense, device, zeros)
+    elif num_tokens:
         tile = linear_tile(num_tokens, w.num_packed, w.padded_k, device)
         if regime(num_tokens, device.dp4a) is Regime.GEMV:
             gemv(out, q, w, residual, tile, device)
@@ -159,6 +168,7 @@ def matmul(
         BLOCK_T=tile.tokens,
         BLOCK_K=tile.depth,
         SPLIT_K=tile.split_k,
+        AHEAD=device.asks_ahead and num_tokens <= FEW_TOKENS,
         out=sums,
         **scaling(q, w, residual, out),
         BLOCK_P=tile.packed,

@@ -5,6 +5,8 @@ A packed byte of a segment of N rows holds rows r, r + N/4, r + 2N/4, r + 3N/4. 
 two's complement ternary * 64 under the mask 0xc0. So a kernel masks in place and never shifts a weight: the four plane
 sums come out scaled by 1, 4, 16 and 64, exactly, and are scaled back once per output. K stays contiguous, as tensor
 cores want it. Segments (q | k | v, gate | up) follow one another as rows with planes of their own.
+
+A second copy at one byte a weight, for steps of many tokens, can be unpacked from that; `dense.py` says why.
 """
 
 from __future__ import annotations
@@ -16,7 +18,21 @@ import torch
 from torch import Tensor
 
 K_ALIGN = 128
+DENSE_RATIO = 4
+"""Bytes of `Dense` to those of packed weights."""
 NEUTRAL = 0x55  # four times code 1, which is ternary 0
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """The same weights at one byte each, in canonical order.
+
+    weights    int8 [N, padded_k]  -1, 0 or 1; zeros past K
+    row_scale  f32  [N]
+    """
+
+    weights: Tensor
+    row_scale: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +43,7 @@ class Weights:
     row_scale  f32  [4, P]         of the output that plane p of packed row r belongs to
     first      int32 [P]           output column of plane 0 of a packed row
     step       int32 [P]           columns from one plane to the next: output = first + p * step
+    dense      the copy for many tokens, where there is room for it
     """
 
     planes: Tensor
@@ -34,6 +51,7 @@ class Weights:
     first: Tensor
     step: Tensor
     num_inputs: int
+    dense: Dense | None = None
 
     @property
     def num_packed(self) -> int:
@@ -80,6 +98,23 @@ def pack(segments: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> Wei
         step=step.to(device),
         num_inputs=k,
     )
+
+
+def unpacked(w: Weights) -> Dense:
+    """One byte a weight, made on the device that the packed weights are on."""
+    held = torch.empty(w.num_outputs, w.padded_k, dtype=torch.int8, device=w.planes.device)
+    row_scale = torch.empty(w.num_outputs, dtype=torch.float32, device=w.planes.device)
+    stored = w.planes.view(torch.uint8) + 64
+    for plane in range(4):
+        rows = w.first.long() + plane * w.step.long()
+        held[rows] = ((stored >> (2 * plane)) & 3).to(torch.int8) - 1
+        row_scale[rows] = w.row_scale[plane]
+    return Dense(held, row_scale)
+
+
+def dense_bytes(w: Weights) -> int:
+    """What `unpacked` would take."""
+    return w.num_outputs * (w.padded_k + 4)
 
 
 def check(segments: Sequence[tuple[Tensor, Tensor]]) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from triton_kernels.chain import allow_successor, wait_for_predecessor
 from triton_kernels.device import Device
 from triton_kernels.head import BF16_TILE, Table, head_warps, int8_logits, logit_tile, normed_bf16
-from triton_kernels.ranking import sort_keys, top
+from triton_kernels.ranking import top
+from triton_kernels.selection import in_order
 
 MARGIN = 64
 
@@ -39,10 +40,12 @@ def rescore_kernel(
     t = tl.program_id(1).to(tl.int64)
     rc = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     rows = tl.maximum(tl.load(ids + t * C + rc, mask=rc < C, other=0), 0)
-    # the token in every column: the shape of the product decides its bits, and only the first column is kept
+    # the shape of the product decides its bits, though only the first column holds a token
     column = tl.arange(0, BLOCK_T)
     x_at = x + t * K + tl.zeros([1, BLOCK_T], dtype=tl.int64)
-    total = logit_tile(table + rows[:, None] * K, x_at, K, BLOCK_V, BLOCK_T, BLOCK_K, False, BF16)
+    total = logit_tile(
+        table + rows[:, None] * K, x_at, (column == 0)[None, :], K, BLOCK_V, BLOCK_T, BLOCK_K, False, BF16
+    )  # fmt: skip
     allow_successor(PDL)
     tl.store(out + t * C + rc, tl.sum(tl.where(column[None, :] == 0, total, 0.0), axis=1), mask=rc < C)
 
@@ -55,12 +58,7 @@ def rescored_top(
     vocab = rough.shape[1]
     ids, _ = top(rough, k + MARGIN, extra_ids, device)
     logits = exact_logits(x, gain, eps, table, ids, device)
-    num_extra = extra_ids.shape[1]
-    num_found = ids.shape[1] - num_extra
-    best = torch.topk(sort_keys(logits, ids, num_found, vocab, device), min(k, vocab), dim=1, sorted=True).indices
-    order = torch.cat([best, torch.arange(num_found, ids.shape[1], device=ids.device).expand(len(ids), -1)], dim=1)
-    ids = ids.gather(1, order)
-    return ids, logits.gather(1, order).masked_fill(ids < 0, -torch.inf)
+    return in_order(ids, logits, min(k, vocab), extra_ids.shape[1], vocab, device)
 
 
 def exact_logits(x: Tensor, gain: Tensor, eps: float, table: Table, ids: Tensor, device: Device) -> Tensor:

@@ -126,6 +126,7 @@ class DecodeRun:
     def __init__(self, step: Step, held: Cache) -> None:
         self._step = step
         self._held = held
+        self._num_kv_heads = held.keys.shape[2]
         self._fixed: dict[int, tuple[Tensor, QueryBlocks]] = {}
 
     def __call__(self, inputs: DecodeInputs) -> Tensor:
@@ -138,6 +139,7 @@ class DecodeRun:
         count, device = lengths.shape[0], lengths.device
         if count not in self._fixed:
             starts = torch.arange(count + 1, dtype=torch.int32, device=device)
-            zeros = torch.zeros(count, dtype=torch.int32, device=device)
-            self._fixed[count] = starts, QueryBlocks(starts[:count], zeros)
+            firsts = torch.zeros(count, dtype=torch.int32, device=device)
+            arrived = torch.zeros(count, self._num_kv_heads, dtype=torch.int32, device=device)
+            self._fixed[count] = starts, QueryBlocks(starts[:count], firsts, arrived)
         return self._fixed[count]

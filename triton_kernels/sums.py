@@ -37,10 +37,13 @@ def rescale(total, token_scale, row_scale, residual, at, mask, HAS_RESIDUAL: tl.
 
 @triton.jit
 def plane_sums(
-    planes, codes, rp, rt, first_k, K: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    planes, codes, rp, rt, T, first_k, K: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The masked sums [BLOCK_P, BLOCK_T] of the four planes of packed rows rp and tokens rt over K // PARTS of K."""
+    """The masked sums [BLOCK_P, BLOCK_T] of the four planes of packed rows rp and tokens rt over K // PARTS of K.
+
+    Tokens from T on are zeros and are not read.
+    """
     x_at = codes + rt.to(tl.int64)[None, :] * K
     w_at = planes + rp.to(tl.int64)[:, None] * K
     sum0 = tl.zeros([BLOCK_P, BLOCK_T], dtype=tl.int32)
@@ -50,7 +53,7 @@ def plane_sums(
     for i in range(K // PARTS // BLOCK_K):
         rk = first_k + i * BLOCK_K + tl.arange(0, BLOCK_K)
         w = tl.load(w_at + rk[None, :])
-        x = tl.load(x_at + rk[:, None])
+        x = tl.load(x_at + rk[:, None], mask=(rt < T)[None, :], other=0)
         sum0 = tl.dot(w & 0x03, x, sum0, out_dtype=tl.int32)
         sum1 = tl.dot(w & 0x0C, x, sum1, out_dtype=tl.int32)
         sum2 = tl.dot(w & 0x30, x, sum2, out_dtype=tl.int32)

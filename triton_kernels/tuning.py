@@ -1,10 +1,10 @@
 """Which tile each kernel gets: a table of measured rows where there is one, else a heuristic. Nothing is timed here.
 
 The table is `tuning.json` beside this file, if present: {device name: {key: {field: value}}} with the keys of
-`linear_key`, `gated_key`, `attention_key` and LAUNCH_KEY, written by `tools/tune_gpu.py` from measurements. No choice
-made here changes a result of the ternary linears (integer sums). The attention shape does change bits, so it is one
-shape per head size and device, never a function of the batch. The heuristics follow compiled code, not timings; where
-an H200's rows differ from them, they were measured better there.
+`linear_key`, `dense_key`, ... and LAUNCH_KEY, written by `tools/tune_gpu.py` from measurements. No choice made here
+changes a result of the ternary linears (integer sums). The attention shape does change bits, so it is one shape per
+head size and device, never a function of the batch. The heuristics follow compiled code, not timings; where an H200's
+rows differ from them, they were measured better there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ TABLE = Path(__file__).with_name("tuning.json")
 
 
 LAUNCH_KEY = "launch"
-PREFILL_BUCKETS = (128, 512, 2048)
+PREFILL_BUCKETS = (128, 256, 512, 2048)
+OWN_ADDRESSES, COPY_ENGINE = 1, 2
+DENSE_FROM = 16
+"""Tokens from which int8 weights, where there are any, are taken without a measured row. A GEMV is never dense."""
+GATED_DENSE_FROM = 128
 
 
 class Regime(StrEnum):
@@ -47,6 +51,22 @@ class LinearTile:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseTile:
+    """What a program takes of int8 weights: rows (one output each), tokens, bytes of K a turn.
+
+    split_k programs share K. fetch is OWN_ADDRESSES, or COPY_ENGINE on hardware that has one (compute capability 9.0).
+    """
+
+    rows: int
+    tokens: int
+    depth: int
+    split_k: int
+    num_warps: int
+    num_stages: int
+    fetch: int
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionTile:
     """What a program takes: rows (query tokens x heads of a group), KV tokens a turn and a split."""
 
@@ -64,9 +84,11 @@ class Launching:
     in_flight: int
 
 
-KINDS: dict[str, type[LinearTile] | type[AttentionTile] | type[Launching]] = {
+KINDS: dict[str, type[LinearTile] | type[DenseTile] | type[AttentionTile] | type[Launching]] = {
     "linear": LinearTile,
     "gated": LinearTile,
+    "dense": DenseTile,
+    "densegated": DenseTile,
     "attention": AttentionTile,
     LAUNCH_KEY: Launching,
 }
@@ -105,6 +127,52 @@ def gated_tile(num_tokens: int, num_packed: int, padded_k: int, device: Device) 
     """The tile of gate and up with the gate in the epilogue, or None: only where a measured row says that it pays."""
     row = device.tuned.get(gated_key(token_bucket(num_tokens), num_packed, padded_k))
     return None if row is None else LinearTile(**row)
+
+
+def dense_tile(num_tokens: int, num_outputs: int, padded_k: int, device: Device) -> DenseTile | None:
+    """The tile on int8 weights, or None where packed ones serve better: by a measured row, else from DENSE_FROM on."""
+    form, bucket = regime(num_tokens, device.dp4a), token_bucket(num_tokens)
+    if form is Regime.GEMV:
+        return None
+    row = device.tuned.get(dense_key(bucket, num_outputs, padded_k))
+    if row is not None:
+        return DenseTile(**row)
+    if bucket < DENSE_FROM or linear_key(form, bucket, num_outputs // 4, padded_k) in device.tuned:
+        return None
+    return plain_dense_tile(bucket, num_outputs, padded_k, device)
+
+
+def plain_dense_tile(bucket: int, num_outputs: int, padded_k: int, device: Device) -> DenseTile:
+    """As tall as one warp group's product, or two where that leaves a program for every processor.
+
+    K is split where programs are few, and stages are as many as hold some 96 KB on their way.
+    """
+    fetch = COPY_ENGINE if device.wgmma else OWN_ADDRESSES
+    if bucket >= 512:
+        # 256 tokens spill on sm_80, which has no accumulators outside a warp's own product (Triton 3.6.0)
+        return DenseTile(128, 256 if device.wgmma else 128, 128, 1, num_warps=8, num_stages=3, fetch=fetch)
+    tokens = min(128, max(16, bucket))
+    columns = -(-bucket // tokens)
+    rows = 128 if tokens >= 64 and -(-num_outputs // 128) * columns >= device.num_processors else 64
+    programs, turns = -(-num_outputs // rows) * columns, padded_k // 128
+    split_k = max(
+        (parts for parts in (2, 3, 4, 5, 6) if turns % parts == 0 and programs * parts <= 2 * device.num_processors),
+        default=1,
+    )
+    stages = min(6, max(3, (96 << 10) // ((rows + tokens) * 128)))
+    return DenseTile(rows, tokens, 128, split_k, num_warps=8 if rows == 128 else 4, num_stages=stages, fetch=fetch)
+
+
+def dense_gated_tile(num_tokens: int, num_outputs: int, padded_k: int, device: Device) -> DenseTile | None:
+    """The tile of gate and up on int8 weights, multiplied in the epilogue: by a measured row, else from many tokens."""
+    bucket = token_bucket(num_tokens)
+    row = device.tuned.get(dense_gated_key(bucket, num_outputs, padded_k))
+    if row is not None:
+        return DenseTile(**row)
+    if num_tokens < GATED_DENSE_FROM:
+        return None
+    fetch = COPY_ENGINE if device.wgmma else OWN_ADDRESSES
+    return DenseTile(128, 128, 128, 1, num_warps=8, num_stages=4 if device.wgmma else 3, fetch=fetch)
 
 
 def overlaps_launches(tuned: Mapping[str, Mapping[str, int]]) -> bool:
@@ -150,6 +218,14 @@ def linear_key(form: Regime, bucket: int, num_packed: int, padded_k: int) -> str
 
 def gated_key(bucket: int, num_packed: int, padded_k: int) -> str:
     return f"gated T{bucket} P{num_packed} K{padded_k}"
+
+
+def dense_key(bucket: int, num_outputs: int, padded_k: int) -> str:
+    return f"dense T{bucket} N{num_outputs} K{padded_k}"
+
+
+def dense_gated_key(bucket: int, num_outputs: int, padded_k: int) -> str:
+    return f"densegated T{bucket} N{num_outputs} K{padded_k}"
 
 
 def attention_key(head_dim: int, group: int) -> str:

@@ -8,14 +8,14 @@ what the host chooses from, and come in one copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from triton_kernels import cache, gated, head, linear, pack, pointwise, ranking, rescore
+from triton_kernels import EVERYTHING, cache, dense_gated, gated, head, linear, pack, pointwise, ranking, rescore
 from triton_kernels.attention import paged_attention, query_blocks
 from triton_kernels.best import BestTokens
 from triton_kernels.cache import Cache, RopeTables
@@ -25,17 +25,26 @@ from triton_kernels.head import Table
 from triton_kernels.pack import Weights
 from triton_kernels.pointwise import Quantized
 from triton_kernels.step import Rows, Step
-from triton_kernels.tuning import gated_tile
+from triton_kernels.tuning import dense_gated_tile, gated_tile
+
+SPLIT_TOKENS = 128
+"""Tokens whose sums the scratch for a split K holds; more are rarely split, and get zeros of their own then."""
 
 
 class TritonWing:
-    """Satisfies the Protocol of the seam. `capture` makes what records steps as graphs; None means they are not."""
+    """Satisfies the Protocol of the seam. `capture` makes what records steps as graphs; None means they are not.
+
+    dense_room: bytes that copies of the weights at one byte each may take; linears that no longer fit do without.
+    """
 
     name = "triton"
     head_dtypes = head.HEAD_DTYPES
 
-    def __init__(self, device: Device, why: str, capture: Callable[[], Capture] | None = None) -> None:
+    def __init__(
+        self, device: Device, why: str, capture: Callable[[], Capture] | None = None, dense_room: int = 0
+    ) -> None:
         self._device = device
+        self._dense_room = self._dense_left = dense_room
         self._why = why
         self._capture = capture
         self._sums = device.zeros(0, dtype=torch.int32)
@@ -44,9 +53,13 @@ class TritonWing:
 
     def pack(self, segments: Sequence[tuple[Tensor, Tensor]]) -> Weights:
         weights = pack.pack(segments, self._device.torch_device)
-        if self._sums.numel() < 64 * weights.num_outputs:
-            self._sums = self._device.zeros(64 * weights.num_outputs, dtype=torch.int32)
-        return weights
+        if self._sums.numel() < SPLIT_TOKENS * weights.num_outputs:
+            self._sums = self._device.zeros(SPLIT_TOKENS * weights.num_outputs, dtype=torch.int32)
+        needed = pack.dense_bytes(weights)
+        if needed > self._dense_left:
+            return weights
+        self._dense_left -= needed
+        return replace(weights, dense=pack.unpacked(weights))
 
     def pack_table(self, weight: Tensor, *, embedding: bool, head_dtype: str | None) -> Table:
         return head.pack_table(weight, embedding=embedding, head_dtype=head_dtype, device=self._device)
@@ -87,7 +100,8 @@ class TritonWing:
             return None
         free_bytes, _ = torch.cuda.mem_get_info(self._device.torch_device)
         per_token = cache.bytes_per_token(num_layers, num_kv_heads, head_dim, dtype)
-        return (9 * free_bytes // 10 - weight_bytes) // per_token
+        copies = min(self._dense_room, pack.DENSE_RATIO * weight_bytes)  # at most, if all of it were ternary
+        return (9 * free_bytes // 10 - weight_bytes - copies) // per_token
 
     def zero_blocks(self, cache_: Cache, block_ids: Sequence[int]) -> None:
         cache.zero_blocks(cache_, block_ids)
@@ -148,7 +162,10 @@ class TritonWing:
         """This wing has no threads; its memory goes with its handles."""
 
     def describe(self) -> dict[str, str]:
-        return {"wing": self.name, "isa": self._device.name, "threads": "1", "why": self._why}
+        room = "none" if not self._dense_room else f"up to {self._dense_room / 1e9:.1f} GB"
+        copies = "all" if self._dense_room >= EVERYTHING else room
+        about = {"wing": self.name, "isa": self._device.name, "threads": "1", "why": self._why}
+        return {**about, "int8 copies of weights": copies}
 
     def memory_bytes(self, handle: Any) -> int:
         held = {tensor.data_ptr(): tensor for tensor in held_tensors(handle)}
@@ -157,6 +174,11 @@ class TritonWing:
     @property
     def device(self) -> torch.device:
         return self._device.torch_device
+
+    @property
+    def opened(self) -> Device:
+        """What tiles are chosen by."""
+        return self._device
 
     def here(self, tensor: Tensor) -> Tensor:
         """The tensor on this wing's device."""
@@ -180,13 +202,25 @@ class TritonWing:
         return paged_attention(q, held, layer, rows.block_tables, rows.lengths, rows.starts, rows.blocks, self._device)
 
     def gate(self, q: Quantized, w: Weights, gain: Tensor | None, eps: float, act: str) -> Quantized:
-        """gate_norm_quantize(ternary_linear(q, w)), in the form that a measured row of the tuning table names."""
-        tile = gated_tile(q.codes.shape[0], w.num_packed, w.padded_k, self._device)
-        if tile is None:
+        """gate_norm_quantize(ternary_linear(q, w)), multiplied in the epilogue where the tuning has it so."""
+        product = self._gated_product(q, w, act)
+        if product is None:
             return self.gate_norm_quantize(self.ternary_linear(q, w), gain, eps, act)
-        product = gated.gated_linear(q, w, act, tile, self._device)
         return self.quantize(product) if gain is None else self.norm_quantize(product, gain, eps)
+
+    def _gated_product(self, q: Quantized, w: Weights, act: str) -> Tensor | None:
+        num_tokens = q.codes.shape[0]
+        wide = dense_gated_tile(num_tokens, w.num_outputs, w.padded_k, self._device)
+        if w.dense is not None and wide is not None:
+            out = self._device.empty(num_tokens, w.num_outputs // 2, dtype=torch.float32)
+            dense_gated.dense_gated(out, q, w.dense, act, wide, self._device)
+            return out
+        tile = gated_tile(num_tokens, w.num_packed, w.padded_k, self._device)
+        return None if tile is None else gated.gated_linear(q, w, act, tile, self._device)
 
 
 def held_tensors(handle: Any) -> list[Tensor]:
-    return [value for field in fields(handle) if isinstance(value := getattr(handle, field.name), Tensor)]
+    """The tensors of a handle and of the handles in it."""
+    values = [getattr(handle, field.name) for field in fields(handle)]
+    inner = [tensor for value in values if is_dataclass(value) for tensor in held_tensors(value)]
+    return [value for value in values if isinstance(value, Tensor)] + inner

@@ -38,8 +38,9 @@ class Options:
     def on_gpu(self) -> bool:
         return self.device == "cuda"
 
-    def load(self, *, head_dtype: str = "bf16", pdl: bool | None = None) -> Model:
-        return load_model(self.folder, triton_kernels.load(self.device, pdl=pdl), head_dtype=head_dtype)
+    def load(self, *, head_dtype: str = "bf16", pdl: bool | None = None, dense: str = "auto") -> Model:
+        wing = triton_kernels.load(self.device, pdl=pdl, dense=dense)
+        return load_model(self.folder, wing, head_dtype=head_dtype)
 
 
 @dataclass(frozen=True, slots=True)

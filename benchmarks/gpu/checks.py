@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
 
 import cpu_fallback
+import triton_kernels
 from benchmarks.gpu.bench import BLOCK_TOKENS, Figure, Options, batch_of, equal, open_bench, random_ids
 from bitnet_model.checkpoint import load_model
 from bitnet_model.model import Model
 from bitnet_model.ops import CacheDtype, Ops
 from tests import oracle
+from triton_kernels.device import open_device
+from triton_kernels.pack import Weights, unpacked
+from triton_kernels.selection import select
+from triton_kernels.wing import TritonWing
 
 LARGE, SMALL = (150, 40, 1000), (40, 5, 130)
 """Tokens, queries among them, and words of the vocabulary of what is checked verb by verb."""
@@ -22,16 +29,20 @@ def checks(options: Options) -> Iterator[Figure]:
     """Exact sums first: a wrong mask, scale or tile ends here."""
     model = options.load()
     shapes, lengths = (((40, 96), (640, 2560)), (1, 2, 3, 17, 65, 300)) if options.on_gpu else (((40, 96),), (1, 3))
-    for n, k in shapes:
-        for tokens in lengths:
-            yield exact_sums(model.ops, n, k, tokens)
+    for dense in ("off", "on"):
+        ops: Ops = triton_kernels.load(options.device, dense=dense)
+        for n, k in shapes:
+            for tokens in lengths:
+                yield exact_sums(ops, n, k, tokens, f"int8 copies {dense}")
+    yield from tuned_linears(model, (1, 2, 8, 32, 64, 100, 256, 700, 2048) if options.on_gpu else (3, 16))
+    yield from best_tokens(options.device, *((33, 128256) if options.on_gpu else (2, 700)))
     yield from verbs(model.ops, *(LARGE if options.on_gpu else SMALL))
     for dtype in ("bf16", "int8"):
         yield same_bits(model, options, dtype)  # type: ignore[arg-type]
     yield cpu_wing(model, options)
 
 
-def exact_sums(ops: Ops, n: int, k: int, tokens: int) -> Figure:
+def exact_sums(ops: Ops, n: int, k: int, tokens: int, how: str) -> Figure:
     """The integer sums behind the outputs: with scales of one, outputs are the sums themselves."""
     rng = np.random.default_rng(n + tokens)
     ternary = rng.integers(-1, 2, (n, k))
@@ -40,7 +51,48 @@ def exact_sums(ops: Ops, n: int, k: int, tokens: int) -> Figure:
     codes[:, 0] = 127  # then the scale is one
     got = ops.ternary_linear(ops.quantize(codes.float()), ops.pack([(planes, torch.ones(n))]))
     wrong = int((got.cpu() != (codes @ torch.from_numpy(ternary).T).float()).sum())
-    return Figure(f"integer sums {n}x{k}, T {tokens}: wrong", wrong, "outputs", ok=wrong == 0)
+    return Figure(f"integer sums {n}x{k}, T {tokens}, {how}: wrong", wrong, "outputs", ok=wrong == 0)
+
+
+def tuned_linears(model: Model, lengths: tuple[int, ...]) -> Iterator[Figure]:
+    """The model's own linears with the tiles that a step takes, packed and as int8, against sums in float64."""
+    wing, layer = cast(TritonWing, model.ops), model.plan.layers[0]
+    for name in ("qkv", "o", "gate_up", "down"):
+        w: Weights = getattr(layer, name)
+        dense = unpacked(w)
+        forms = [replace(w, dense=None), replace(w, dense=dense)]
+        wrong = 0
+        for tokens in lengths:
+            q = wing.quantize(torch.randn(tokens, w.num_inputs, generator=torch.Generator().manual_seed(tokens)))
+            sums = (q.codes.double() @ dense.weights.double().T).float()
+            wanted = sums * (q.scale[:, None] * dense.row_scale[None, :])
+            residual = torch.ones_like(wanted) if name in ("o", "down") else None
+            for form in forms:
+                got = wing.ternary_linear(q, form, residual)
+                wrong += int((got != (wanted if residual is None else wanted + residual)).sum())
+                if name == "gate_up":
+                    gated = [wing.gate(q, form, None, 1e-5, act) for act in ("relu2", "silu")]
+                    apart = [wing.gate_norm_quantize(wanted, None, 1e-5, act) for act in ("relu2", "silu")]
+                    wrong += sum(int((a.codes != b.codes).sum()) for a, b in zip(gated, apart, strict=True))
+        yield Figure(f"{name} of a layer at {len(lengths)} lengths, packed and int8: wrong", wrong, "", ok=wrong == 0)
+
+
+def best_tokens(device: str, num_rows: int, vocab: int) -> Iterator[Figure]:
+    """Selection against a sort that leaves equal logits as they are: plain, with ties, all equal, in order."""
+    opened = open_device(torch.device(device))
+    rng = torch.Generator().manual_seed(3)
+    logits = torch.randn(num_rows, vocab, generator=rng)
+    logits[0], logits[1] = (logits[0] * 2).round(), torch.arange(vocab).float()
+    logits[-1] = 0.0
+    extra = torch.randint(-1, vocab, (num_rows, 3), generator=rng)
+    logits, extra = logits.to(device), extra.to(device)
+    order = logits.sort(dim=1, descending=True, stable=True).indices
+    for k in (1, 40, 104, 168) if device == "cuda" else (1, 40):
+        ids, values = select(logits, k, extra, opened)
+        wanted = torch.cat([order[:, :k], extra], dim=1)
+        picked = logits.gather(1, wanted.clamp(min=0)).masked_fill(wanted < 0, -torch.inf)
+        same = equal(ids, wanted) and equal(values, picked)
+        yield Figure(f"the best {k} of {num_rows} rows", float(same), "of 1", ok=same)
 
 
 def verbs(ops: Ops, count: int, queries: int, vocab: int) -> Iterator[Figure]:
@@ -66,7 +118,7 @@ def verbs(ops: Ops, count: int, queries: int, vocab: int) -> Iterator[Figure]:
         q = ops.gate_norm_quantize(torch.from_numpy(gate_up), None, 1e-5, act)  # type: ignore[arg-type]
         yield distance(f"gate {act}", ops.ternary_linear(q, identity).cpu().numpy() / scale, product / scale, 0.501)
     yield from attention(ops, rng, count, queries)
-    yield head(ops, rng, vocab)
+    yield from head(ops, rng, vocab)
 
 
 def attention(ops: Ops, rng: np.random.Generator, count: int, queries: int) -> Iterator[Figure]:
@@ -95,8 +147,8 @@ def attention(ops: Ops, rng: np.random.Generator, count: int, queries: int) -> I
         yield distance(f"RoPE and attention, {dtype} cache", got.cpu().numpy(), wanted, limit)
 
 
-def head(ops: Ops, rng: np.random.Generator, vocab: int) -> Figure:
-    """The tokens that int8 finds and bf16 scores are those of the bf16 head, with its bits."""
+def head(ops: Ops, rng: np.random.Generator, vocab: int) -> Iterator[Figure]:
+    """The tokens that int8 finds and bf16 scores are those of the bf16 head, with its bits, in any company."""
     x, gain, weight = (
         torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) for shape in ((3, 200), (200,), (vocab, 200))
     )
@@ -104,7 +156,11 @@ def head(ops: Ops, rng: np.random.Generator, vocab: int) -> Figure:
     extra = torch.tensor([[5, -1]] * 3)
     exact, rescored = (ops.head_topk(x, gain, 1e-5, table, 40, extra) for table in tables)
     same = equal(exact[0], rescored[0]) and equal(exact[1], rescored[1])
-    return Figure("int8-rescore head equals the bf16 head", float(same), "of 1", ok=same)
+    yield Figure("int8-rescore head equals the bf16 head", float(same), "of 1", ok=same)
+    company = torch.cat([x] * 22)
+    together = ops.head(company, gain, 1e-5, tables[0])
+    same = all(equal(ops.head(company[: at + 1], gain, 1e-5, tables[0])[at], together[at]) for at in (0, 15, 64))
+    yield Figure("a row's bf16 logits alone and in company", float(same), "of 1", ok=same)
 
 
 def distance(name: str, got: oracle.F64, wanted: oracle.F64, limit: float) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from torch import Tensor
 import triton_kernels
 from benchmarks.gpu.bench import BLOCK_TOKENS, Bench, Figure, Options, decode_batch, kv_bytes, open_bench
 from bitnet_model.ops import Ops
+from triton_kernels.tuning import dense_tile
 from triton_kernels.wing import TritonWing
 
 CHAIN = 150
@@ -36,17 +38,26 @@ def chain(ops: Ops, x: Tensor, length: int) -> Tensor:
 
 
 def linears(options: Options) -> Iterator[Figure]:
-    """Every ternary linear of the model at every form: one layer's time in a pass over all layers."""
-    bench, model = open_bench(options), options.load()
+    """Every ternary linear of the model, on packed weights and on int8 ones: a layer's time in a pass over all layers.
+
+    Which of the two a step takes is what the tuning table or the heuristic says; a length that it never gives to int8
+    weights has no figure for them.
+    """
+    bench, model = open_bench(options), options.load(dense="on")
+    device = cast(TritonWing, model.ops).opened
     for name in ("qkv", "o", "gate_up", "down"):
         handles = [getattr(layer, name) for layer in model.plan.layers]
         n, k = handles[0].num_outputs, handles[0].num_inputs
-        for tokens in (1, 2, 8, 32, 64, 256, 2048) if options.on_gpu else (3,):
+        for tokens in (1, 2, 8, 16, 32, 64, 128, 256, 512, 2048) if options.on_gpu else (3, 16):
             q = model.ops.quantize(torch.randn(tokens, k))
-            taken = bench.seconds(bench.captured(partial(all_layers, model.ops, q, handles))) / len(handles)
-            num_bytes = n * k / 4 + tokens * (k + 4 * n)
-            bound = max(num_bytes / bench.bytes_per_s, 2 * tokens * n * k / bench.int8_per_s)
-            yield Figure(f"{name} {n}x{k}, T {tokens}", taken * 1e6, "us", bound * 1e6)
+            forms = [("packed", [replace(w, dense=None) for w in handles])]
+            if dense_tile(tokens, n, handles[0].padded_k, device) is not None:
+                forms.append(("int8", handles))
+            for form, held in forms:
+                taken = bench.seconds(bench.captured(partial(all_layers, model.ops, q, held))) / len(handles)
+                num_bytes = n * k / (4 if form == "packed" else 1) + tokens * (k + 4 * n)
+                bound = max(num_bytes / bench.bytes_per_s, 2 * tokens * n * k / bench.int8_per_s)
+                yield Figure(f"{name} {n}x{k}, T {tokens}, {form}", taken * 1e6, "us", bound * 1e6)
 
 
 def all_layers(ops: Ops, q: Any, handles: list[Any]) -> Tensor:

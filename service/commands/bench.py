@@ -153,7 +153,7 @@ def kernels(
         settings = settings_of(model, given=set_)
         folder, model_id = locate(settings)
         config = ModelConfig.from_folder(folder)
-        ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads)
+        ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads, dense=settings.dense_weights)
         wing = ops.describe()
         try:
             timings = list(time_kernels(config, ops, tokens or [1, 8, 64]))

@@ -63,7 +63,7 @@ def check(settings: Settings, is_published: Callable[[ModelConfig], bool]) -> di
     from service.compose import head_dtype_for, locate
 
     folder, model_id = locate(settings)
-    ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads)
+    ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads, dense=settings.dense_weights)
     wing = ops.describe()
     try:
         model = _load(folder, ops, head_dtype_for(ops, settings))

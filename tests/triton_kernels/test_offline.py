@@ -16,14 +16,16 @@ from torch import Tensor
 from tests.triton_kernels.offline import Built, Launch, Recorder, amd, cuda
 from triton_kernels.attention import QueryBlocks, paged_attention
 from triton_kernels.cache import RopeTables, new_cache, rope_write_kv
+from triton_kernels.dense_gated import dense_gated
 from triton_kernels.gated import gated_linear
 from triton_kernels.head import Table, head
 from triton_kernels.linear import ternary_linear
-from triton_kernels.pack import Weights, padded
+from triton_kernels.pack import Dense, Weights, padded
 from triton_kernels.pointwise import embed, gate_quantize, new_quantized, quantize
 from triton_kernels.ranking import sort_keys
 from triton_kernels.rescore import exact_logits
-from triton_kernels.tuning import linear_tile
+from triton_kernels.selection import in_order, select
+from triton_kernels.tuning import dense_gated_tile, linear_tile
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 6912, 20, 5, 128, 128256
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
@@ -48,6 +50,23 @@ def linear(device: Recorder, num_tokens: int, n: int, k: int) -> None:
     ternary_linear(new_quantized(num_tokens, k, device), weights(n, k), residual, device)
 
 
+def dense(device: Recorder, num_tokens: int, n: int, k: int) -> None:
+    residual = meta(num_tokens, n) if n == HIDDEN else None
+    held = replace(weights(n, k), dense=dense_weights(n, k))
+    ternary_linear(new_quantized(num_tokens, k, device), held, residual, device)
+
+
+def dense_weights(n: int, k: int) -> Dense:
+    return Dense(meta(n, padded(k), dtype=torch.int8), meta(n))
+
+
+def dense_gate_and_up(device: Recorder, num_tokens: int) -> None:
+    tile = dense_gated_tile(num_tokens, 2 * FFN, HIDDEN, device)
+    assert tile is not None
+    held = dense_weights(2 * FFN, HIDDEN)
+    dense_gated(meta(num_tokens, FFN), new_quantized(num_tokens, HIDDEN, device), held, "relu2", tile, device)
+
+
 def gate_and_up(device: Recorder, num_tokens: int) -> None:
     tile = linear_tile(num_tokens, FFN // 2, HIDDEN, device)
     gated_linear(new_quantized(num_tokens, HIDDEN, device), weights(2 * FFN, HIDDEN), "relu2", tile, device)
@@ -61,7 +80,9 @@ def attention(
     tables = meta(num_rows, 128, dtype=torch.int32)
     starts = meta(num_rows + 1, dtype=torch.int32)
     q = meta(num_rows, heads, head_dim)
-    paged_attention(q, cache, 0, tables, row, starts, QueryBlocks(row, row), device)
+    paged_attention(
+        q, cache, 0, tables, row, starts, QueryBlocks(row, row, meta(num_rows, kv_heads, dtype=torch.int32)), device
+    )
 
 
 def rope(device: Recorder, dtype: str) -> None:
@@ -82,6 +103,10 @@ def output(device: Recorder, dtype: torch.dtype) -> None:
 def rescored(device: Recorder) -> None:
     table = Table(None, meta(VOCAB, HIDDEN, dtype=torch.bfloat16), None, None, HIDDEN)
     exact_logits(meta(4, HIDDEN), meta(HIDDEN), 1e-5, table, meta(4, 104, dtype=torch.int64), device)
+
+
+def best(device: Recorder, k: int) -> None:
+    select(meta(4, VOCAB), k, meta(4, 64, dtype=torch.int64), device)
 
 
 @dataclass(frozen=True)
@@ -172,6 +197,54 @@ CASES = {
         {"IGMMA": 16, "LDGSTS.E.BYPASS.128": 12},
         ("PRMT",),
     ),
+    "16 tokens of qkv as int8, K split": Case(
+        lambda device: dense(device, 16, QKV, HIDDEN),
+        "dense_kernel",
+        56,
+        61,
+        {"IMMA": 8, "LDGSTS.E.BYPASS.128": 30, "RED": 8},
+        {"IGMMA": 4, "UTMALDG": 12, "RED": 8},
+    ),
+    "32 tokens of gate and up as int8": Case(
+        lambda device: dense(device, 32, 2 * FFN, HIDDEN),
+        "dense_kernel",
+        64,
+        73,
+        {"IMMA": 16, "LDGSTS.E.BYPASS.128": 36},
+        {"IGMMA": 4, "UTMALDG": 12},
+    ),
+    "64 tokens of down as int8, K split": Case(
+        lambda device: dense(device, 64, HIDDEN, FFN),
+        "dense_kernel",
+        128,
+        97,
+        {"IMMA": 32, "LDGSTS.E.BYPASS.128": 48, "RED": 32},
+        {"IGMMA": 4, "UTMALDG": 12, "RED": 32},
+    ),
+    "256 tokens of gate and up as int8": Case(
+        lambda device: dense(device, 256, 2 * FFN, HIDDEN),
+        "dense_kernel",
+        176,
+        97,
+        {"IMMA": 64, "LDGSTS.E.BYPASS.128": 24},
+        {"IGMMA": 4, "UTMALDG": 6},
+    ),
+    "2048 tokens of down as int8": Case(
+        lambda device: dense(device, 2048, HIDDEN, FFN),
+        "dense_kernel",
+        216,
+        145,
+        {"IMMA": 64, "LDGSTS.E.BYPASS.128": 24},
+        {"IGMMA": 8, "UTMALDG": 6},
+    ),
+    "2048 tokens of gate and up as int8, multiplied": Case(
+        lambda device: dense_gate_and_up(device, 2048),
+        "dense_gated_kernel",
+        136,
+        129,
+        {"IMMA": 64, "LDGSTS.E.BYPASS.128": 24},
+        {"IGMMA": 8, "UTMALDG": 12},
+    ),
     "norm and quantize": Case(
         lambda device: quantize(meta(4, HIDDEN), meta(HIDDEN), 1e-5, device),
         "quantize_kernel",
@@ -210,7 +283,7 @@ CASES = {
         lambda device: attention(device, 256, "int8"), "attention_kernel", 216, 29, {"HMMA": 64}, {"HMMA": 64}
     ),
     "attention in parts": Case(
-        lambda device: attention(device, 8, "bf16"), "attention_kernel", 168, 37, {"HMMA": 64}, {"HMMA": 64}
+        lambda device: attention(device, 8, "bf16"), "attention_kernel", 176, 37, {"HMMA": 64}, {"HMMA": 64}
     ),
     "attention with heads of 256": Case(
         lambda device: attention(device, 256, "bf16", 12, 4, 256),
@@ -220,7 +293,6 @@ CASES = {
         {"HMMA": 64},
         {"HMMA": 64},
     ),
-    "the parts put together": Case(lambda device: attention(device, 8, "bf16"), "merge_kernel", 248, 1, {}, {}),
     "final norm": Case(
         lambda device: output(device, torch.bfloat16), "norm_kernel", 64, 1, {"LDG.E.128": 8}, {"LDG.E.128": 8}
     ),
@@ -241,12 +313,25 @@ CASES = {
         {"HGMMA": 4, "LDGSTS.E.BYPASS.128": 8},
     ),
     "logits and ids as one number": Case(
-        lambda device: sort_keys(meta(4, VOCAB), None, VOCAB, VOCAB, device),
+        lambda device: sort_keys(meta(4, VOCAB), device),
         "key_kernel",
         40,
         4,
         {"LDG.E.128": 2, "STG.E.128": 4},
         {"LDG.E.128": 2, "STG.E.128": 4},
+    ),
+    "maxima of groups of logits": Case(
+        lambda device: best(device, 104), "maxima_kernel", 40, 1, *2 * ({"LDG.E.128": 4},)
+    ),
+    "the best of the best groups": Case(lambda device: best(device, 64), "select_kernel", 128, 9, {}, {}),
+    "the one best token": Case(lambda device: best(device, 1), "select_kernel", 48, 1, {}, {}),
+    "candidates in order": Case(
+        lambda device: in_order(meta(4, 168 + 64, dtype=torch.int64), meta(4, 168 + 64), 104, 64, VOCAB, device),
+        "order_kernel",
+        64,
+        4,
+        {},
+        {},
     ),
     "int8 head": Case(
         lambda device: output(device, torch.int8),
@@ -287,6 +372,7 @@ def check(case: Case, built: Built, capability: int) -> None:
 
 FAULTS = {
     "a tile that spills": ("2048 tokens of gate and up", {"BLOCK_T": 128}, 90, "registers spilled"),
+    "an epilogue in one piece": ("2048 tokens of down as int8", {"HALVES": False}, 90, "registers spilled"),
     "a stage more than there is room for": ("int8 head", {"BLOCK_K": 256}, 90, "bytes of shared memory"),
     "a tile too flat for warp groups": ("2048 tokens of gate and up", {"BLOCK_P": 32}, 90, "IGMMA: 0"),
     "words too few for 16-byte loads": ("GEMV of qkv", {"BLOCK_W": 32}, 80, "LDG.E.EF.128: 0"),
@@ -322,10 +408,28 @@ def test_a_chained_kernel_waits_before_it_reads_what_another_wrote(name: str) ->
 
 
 @pytest.mark.parametrize(
+    ("name", "asks"),
+    [
+        ("GEMV of qkv", True),
+        ("16 tokens of qkv", True),
+        ("32 tokens of gate and up as int8", True),
+        ("256 tokens of gate and up as int8", False),
+    ],
+)
+def test_a_chained_linear_of_few_tokens_asks_for_its_weights_before_it_waits(name: str, asks: bool) -> None:
+    opcodes = list(cuda(launch_of(CASES[name], wgmma=True, pdl=True), 90).opcodes)
+    before = opcodes[: opcodes.index("ACQBULK")]
+    assert any(opcode.startswith("CCTL") for opcode in before) == asks
+    plain = cuda(launch_of(CASES[name], wgmma=True), 90)
+    assert plain.count("CCTL") == 0
+
+
+@pytest.mark.parametrize(
     ("name", "product"),
     [
         ("16 tokens of qkv", "v_mfma_i32_16x16x"),
         ("2048 tokens of gate and up, multiplied", "v_mfma_i32_"),
+        ("32 tokens of gate and up as int8", "v_mfma_i32_"),
         ("attention", "v_mfma_f32_"),
         ("int8 head", "v_mfma_i32_"),
     ],

@@ -1,20 +1,29 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.triton_kernels.offline import Recorder
-from triton_kernels.device import Device
+from triton_kernels.device import Device, open_device
 from triton_kernels.pack import padded
 from triton_kernels.tuning import (
+    COPY_ENGINE,
+    DENSE_FROM,
+    OWN_ADDRESSES,
     TABLE,
     AttentionTile,
+    DenseTile,
     LinearTile,
     Regime,
     attention_tile,
+    dense_gated_key,
+    dense_gated_tile,
+    dense_key,
+    dense_tile,
     gated_key,
     gated_tile,
     linear_key,
@@ -56,6 +65,35 @@ def test_every_shape_has_a_tile_that_fits_it(wgmma: bool) -> None:
                 assert tile.tokens >= 16
 
 
+@pytest.mark.parametrize("wgmma", [True, False])
+def test_every_shape_has_a_tile_of_int8_weights_that_fits_it(wgmma: bool) -> None:
+    device = Recorder(wgmma=wgmma)
+    for k in map(padded, WIDTHS):
+        for num_outputs in (64, 640, 2560, 13824, 46080):
+            for num_tokens in (DENSE_FROM, 17, 64, 200, 4096):
+                tile = dense_tile(num_tokens, num_outputs, k, device)
+                assert tile is not None
+                assert k % (tile.depth * tile.split_k) == 0, (k, tile)
+                assert (tile.rows + tile.tokens) * tile.depth * tile.num_stages <= 227 << 10
+                assert tile.fetch == (COPY_ENGINE if wgmma else OWN_ADDRESSES)
+
+
+def test_int8_weights_are_for_many_tokens_unless_a_row_says_otherwise() -> None:
+    plain = Recorder()
+    assert [dense_tile(n, 2560, 2560, plain) is not None for n in (1, 2, 3, 8, 9, 16)] == [False] * 4 + [True] * 2
+    assert [dense_gated_tile(n, 13824, 2560, plain) is not None for n in (1, 64, 128)] == [False, False, True]
+    tile = DenseTile(64, 16, 256, 2, 4, 3, OWN_ADDRESSES)
+    tuned = {
+        dense_key(4, 2560, 2560): asdict(tile),
+        dense_gated_key(32, 13824, 2560): asdict(tile),
+        linear_key(Regime.SMALL, 32, 640, 2560): asdict(LinearTile(32, 16, 128, 2, 2, 4)),
+    }
+    device = replace(open_device(torch.device("cpu")), dp4a=True, tuned=tuned)
+    assert dense_tile(3, 2560, 2560, device) == dense_gated_tile(20, 13824, 2560, device) == tile
+    assert dense_tile(20, 2560, 2560, device) is None  # measured: packed
+    assert dense_tile(40, 2560, 2560, device) is not None
+
+
 def test_one_attention_shape_serves_every_batch_of_a_model() -> None:
     device = Recorder()
     for head_dim, group in ((128, 4), (256, 3), (100, 1), (96, 1), (64, 48)):
@@ -77,7 +115,9 @@ def test_a_measured_row_is_read_back_and_a_malformed_one_is_refused(tmp_path: Pa
         with pytest.raises(ValueError, match=r"tuning.json: NVIDIA H100: linear small T16 P640 K2560: needs positive"):
             read_table(path)
     path.write_text(json.dumps({"NVIDIA H100": {"linaer T1": row}}))
-    with pytest.raises(ValueError, match="linaer T1: must begin with linear, gated, attention, launch"):
+    with pytest.raises(
+        ValueError, match="linaer T1: must begin with linear, gated, dense, densegated, attention, launch"
+    ):
         read_table(path)
 
 
@@ -104,4 +144,6 @@ def test_measured_rows_decide_where_there_are_any() -> None:
 
 
 def test_token_buckets_are_few_and_cover_every_number_of_tokens() -> None:
-    assert [token_bucket(n) for n in (1, 3, 64, 65, 128, 129, 2048, 9999)] == [1, 4, 64, 128, 128, 512, 2048, 2048]
+    assert [token_bucket(n) for n in (1, 3, 64, 65, 128, 129, 300, 2048, 9999)] == [
+        *(1, 4, 64, 128, 128, 256, 512, 2048, 2048)
+    ]

@@ -10,6 +10,7 @@ from triton_kernels.device import open_device
 from triton_kernels.head import head, int8_rows, pack_table
 from triton_kernels.ranking import top
 from triton_kernels.rescore import rescored_top
+from triton_kernels.selection import in_order, select, selects, sorted_by_torch
 
 CPU = open_device(torch.device("cpu"))
 RNG = np.random.default_rng(7)
@@ -107,11 +108,44 @@ def test_top_of_random_logits_is_a_full_sort() -> None:
     np.testing.assert_array_equal(values.numpy(), wanted)
 
 
+def test_the_best_of_any_logits_are_those_of_a_full_sort() -> None:
+    # with ties, all equal, ascending (all the best in few groups) and descending: what makes many candidates
+    rising = torch.arange(3000.0)
+    rows = torch.stack([random(3000), (random(3000) * 2).round(), torch.zeros(3000), rising, -rising])
+    extra = torch.from_numpy(RNG.integers(-1, 3000, (5, 3)))
+    for k in (1, 2, 40, 65):
+        ids, values = select(rows, k, extra, CPU)
+        wanted_ids, wanted = oracle.top_k(rows.numpy(), k, extra.numpy())
+        np.testing.assert_array_equal(ids.numpy(), wanted_ids)
+        np.testing.assert_array_equal(values.numpy(), wanted)
+
+
+def test_more_than_are_selected_are_sorted_by_torch() -> None:
+    assert selects(256, 128256)
+    assert not selects(257, 128256)
+    assert not selects(1, 1 << 21)
+    logits = (random(2, 400) * 4).round()
+    ids, values = top(logits, 300, torch.tensor([[-1], [7]]), CPU)
+    wanted_ids, wanted = oracle.top_k(logits.numpy(), 300, np.array([[-1], [7]]))
+    np.testing.assert_array_equal(ids.numpy(), wanted_ids)
+    np.testing.assert_array_equal(values.numpy(), wanted)
+
+
+def test_candidates_are_put_in_order_as_torch_would() -> None:
+    ids = torch.stack([torch.randperm(5000, generator=torch.Generator().manual_seed(row))[:73] for row in range(3)])
+    ids[:, 70:] = torch.tensor([[-1, 4, 4999]])
+    logits = (random(3, 73) * 2).round()
+    for k in (1, 40, 70):
+        for got, wanted in zip(in_order(ids, logits, k, 3, 5000, CPU), sorted_by_torch(ids, logits, k, 3), strict=True):
+            assert torch.equal(got, wanted)
+
+
 def test_nan_is_seen_first() -> None:
     for bad in (torch.nan, -torch.nan):
-        ids, values = top(torch.tensor([[1.0, torch.inf, bad]]), 1, torch.empty(1, 0, dtype=torch.int64), CPU)
-        assert ids.tolist() == [[2]]
-        assert values.isnan().all()
+        for k in (1, 2):
+            ids, values = top(torch.tensor([[1.0, torch.inf, bad]]), k, torch.empty(1, 0, dtype=torch.int64), CPU)
+            assert ids.tolist() == [[2, 1][:k]]
+            assert values[:, :1].isnan().all()
 
 
 def test_what_cannot_be_packed_or_used_is_refused_by_name() -> None:

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from triton_kernels.tuning import DenseTile
+
 ROOT = Path(__file__).parents[3]
 PROOFS = "tests.triton_kernels.interpreted"
 KEPT: list[ModuleType] = []
@@ -37,6 +39,13 @@ class Fault:
 SEGMENTS = ("test_linear", "test_every_segment_comes_out_in_canonical_order_bit_for_bit", ([40, 12, 8], 100, 17))
 FORMS = ("test_linear", "test_every_form_and_tile_gives_the_same_bits", ())
 GATED = ("test_linear", "test_a_gate_in_the_epilogue_gives_the_bits_of_a_gate_afterwards", ("relu2",))
+UNPACKED = ("test_dense", "test_unpacked_weights_are_the_ternary_ones_in_canonical_order", ())
+DENSE = (
+    "test_dense",
+    "test_every_tile_gives_the_bits_of_the_packed_form",
+    (DenseTile(64, 16, 128, 3, num_warps=4, num_stages=1, fetch=2),),
+)
+DENSE_GATED = ("test_dense", "test_gate_and_up_multiplied_have_the_bits_of_a_gate_afterwards", ("relu2",))
 ROWS = ("test_attention", "test_ragged_rows_attend_like_the_oracle", (4, 1, 16, "bf16"))
 INT8_ROWS = ("test_attention", "test_ragged_rows_attend_like_the_oracle", (4, 1, 16, "int8"))
 SPLITS = ("test_attention", "test_splits_over_programs_change_no_bit", ("bf16",))
@@ -49,6 +58,7 @@ GATE = ("test_pointwise", "test_gate_then_norm_then_quantization_is_the_definiti
 BF16_HEAD = ("test_head", "test_bf16_logits_are_the_products_of_bf16_operands", (3, 257, 200))
 INT8_HEAD = ("test_head", "test_int8_logits_are_exact_sums_of_codes", ())
 TIES = ("test_head", "test_ties_go_to_the_lower_id_and_extras_follow", ())
+SELECTED = ("test_head", "test_the_best_of_any_logits_are_those_of_a_full_sort", ())
 RESCORED = ("test_head", "test_rescored_candidates_have_the_ids_and_bits_of_the_bf16_head", ())
 
 FAULTS = {
@@ -61,7 +71,10 @@ FAULTS = {
     "a slot past the end is read": Fault("splits.py", "here = n < end", "here = n <= end", POISON),
     "a negative slot is written": Fault("cache.py", "if slot >= 0:", "if slot >= -1:", ROPE),
     "ids of another row are scored": Fault("rescore.py", "tl.load(ids + t * C + rc", "tl.load(ids + rc", RESCORED),
-    "a tie goes to the higher id": Fault("ranking.py", "(V - 1 - row)", "row", TIES),
+    "a tie goes to the higher id": Fault("selection.py", "(V - 1 - i)", "i", TIES),
+    "a group is found too late": Fault("selection.py", "(groups - 1 - g)", "g", SELECTED),
+    "too many are kept": Fault("selection.py", "while count > ROOM:", "while count > 2 * ROOM:", SELECTED),
+    "the bound leaves out the last": Fault("selection.py", "order == K - 1", "order == K - 2", SELECTED),
     # scales
     "a token's scale is forgotten": Fault("sums.py", "(token_scale * row_scale)", "(row_scale * 1.0)", SEGMENTS),
     "the scale of plane 0 for all": Fault("linear.py", "row_scale + plane * P + rp", "row_scale + rp", SEGMENTS),
@@ -75,6 +88,7 @@ FAULTS = {
     "values by the scale of keys": Fault("splits.py", "p *= tl.load(value_scale", "p *= tl.load(key_scale", INT8_ROWS),
     "an int8 slot by 128": Fault("cache.py", "tl.math.div_rn(largest, 127.0)", "largest / 128", INT8_ROPE),
     "RoPE turns back": Fault("cache.py", "turned_y = y * c + x * s", "turned_y = y * c - x * s", ROPE),
+    "up by the scale of gate": Fault("dense_gated.py", "row_scale + F + rf", "row_scale + rf", DENSE_GATED),
     "logits without a row's scale": Fault(
         "head.py", "logits *= token * tl.load", "logits *= token + 0 * tl.load", INT8_HEAD
     ),
@@ -82,12 +96,23 @@ FAULTS = {
     "the last tile of K is left out": Fault("sums.py", "K // PARTS // BLOCK_K", "K // PARTS // BLOCK_K - 1", FORMS),
     "parts of K overlap": Fault("linear.py", "part * (K // SPLIT_K)", "part * 32", FORMS),
     "the last words are left out": Fault("gemv.py", "(WORDS + BLOCK_W - 1) // BLOCK_W", "(WORDS // BLOCK_W)", FORMS),
+    "planes are unpacked backwards": Fault(
+        "pack.py", "(stored >> (2 * plane))", "(stored >> (6 - 2 * plane))", UNPACKED
+    ),
+    "parts of K overlap in int8": Fault("dense.py", "(tl.program_id(2) * turns + i)", "(0 * turns + i)", DENSE),
+    "the last but one rescales": Fault("dense.py", "== SPLIT_K - 1", "== SPLIT_K - 2", DENSE),
+    "sums are left for the next": Fault(
+        "dense.py", "tl.zeros([BLOCK_T, BLOCK_N]", "1 + tl.zeros([BLOCK_T, BLOCK_N]", DENSE
+    ),
     "gate and up change places": Fault("gated.py", "(i % 2) * Q", "(1 - i % 2) * Q", GATED),
-    "the last split is left out": Fault("attention.py", "(end + SPLIT - 1) // SPLIT, tl", "end // SPLIT, tl", ROWS),
+    "the last split is left out": Fault(
+        "attention.py", "num_splits = (end + SPLIT - 1) // SPLIT", "num_splits = end // SPLIT", ROWS
+    ),
     "splits are not put in one scale": Fault("splits.py", "keep = tl.exp2(most - origin)", "keep = 1.0", SPLITS),
     "a merge from the second split on": Fault(
         "attention.py", "range(0, num_splits, AT_ONCE)", "range(1, num_splits, AT_ONCE)", SPLITS
     ),
+    "the last but one merges": Fault("attention.py", "== tl.num_programs(2) - 1", "== tl.num_programs(2) - 2", SPLITS),
     "tiles are not put in one scale": Fault("splits.py", "shrink = tl.exp2(most - origin)", "shrink = 1.0", SPLITS),
     "blocks of one head": Fault("cache.py", "(slot // BLOCK_TOKENS) * HKV", "(slot // BLOCK_TOKENS)", ROPE),
     "the last tile of the head is left out": Fault(

@@ -18,9 +18,10 @@ from tests.triton_kernels.fake_capture import FakeCapture
 from tools.make_checkpoint import write_checkpoint
 from triton_kernels.cache import bytes_per_token
 from triton_kernels.device import open_device
-from triton_kernels.tuning import LinearTile, gated_key, gated_tile
+from triton_kernels.tuning import DenseTile, LinearTile, dense_gated_key, dense_key, gated_key, gated_tile
 from triton_kernels.wing import TritonWing
 
+CPU = open_device(torch.device("cpu"))
 PROMPT = [(17 * i + 3) % 490 for i in range(9)]
 OTHER = [(31 * i + 7) % 490 for i in range(2)]
 
@@ -81,7 +82,7 @@ def test_decode_in_company_gives_the_bits_of_a_prefill_alone(model: Model) -> No
 def test_the_whole_step_and_the_verbs_agree_bit_for_bit(folder: Path) -> None:
     verbs = load_model(folder, VerbByVerb(triton_kernels.load("cpu")), head_dtype="bf16")  # type: ignore[arg-type]
     capture = FakeCapture()
-    wing = TritonWing(open_device(torch.device("cpu")), "a test", lambda: capture)
+    wing = TritonWing(CPU, "a test", lambda: capture)
     captured = load_model(folder, wing, head_dtype="bf16")
     assert [done for done, _ in captured.warm_up(captured.new_cache(1, BLOCK_TOKENS, "bf16"), 1, 1, 16)][-1] == 4
     # one decode step, and the head with and without a penalty window
@@ -99,11 +100,36 @@ def test_the_whole_step_and_the_verbs_agree_bit_for_bit(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["packed"], indirect=True)
-def test_a_warm_up_touches_no_slot(model: Model) -> None:
+def test_a_warm_up_touches_no_slot(folder: Path) -> None:
+    model = load_model(folder, TritonWing(CPU, "a test", FakeCapture), head_dtype="bf16")
     cache = model.new_cache(2, BLOCK_TOKENS, "bf16")
     steps = list(model.warm_up(cache, 2, 2, 16))
     assert [done for done, _ in steps] == list(range(1, steps[-1][1] + 1))
     assert not any(tensor.any() for tensor in cache.tensors)
+
+
+@pytest.mark.parametrize("folder", ["packed"], indirect=True)
+def test_weights_at_one_byte_each_move_no_bit_and_are_kept_while_there_is_room(folder: Path, model: Model) -> None:
+    plan = model.plan
+    layer = plan.layers[0]
+    tile = asdict(DenseTile(64, 16, 64, 1, num_warps=4, num_stages=1, fetch=1))
+    shapes = [(w.num_outputs, w.padded_k) for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+    tuned = {dense_key(16, n, k): tile for n, k in shapes} | {dense_gated_key(16, *shapes[2]): tile}
+    device = open_device(torch.device("cpu"), tuned=tuned)
+    whole = torch.cat(prefilled(model, PROMPT)[1].hidden)
+    room = 2 * 4 * sum(n * (k + 4) for n, k in shapes)
+    for given, copies in ((room, 8), (shapes[0][0] * (shapes[0][1] + 4), 1), (0, 0)):
+        wing = TritonWing(device, "a test", dense_room=given)
+        other = load_model(folder, wing, head_dtype="bf16")
+        packed = [w for layer in other.plan.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        assert sum(w.dense is not None for w in packed) == copies
+        assert torch.equal(torch.cat(prefilled(other, PROMPT)[1].hidden), whole)
+    assert wing.describe()["int8 copies of weights"] == "none"
+    copied = load_model(folder, triton_kernels.load("cpu", dense="on"), head_dtype="bf16")
+    assert copied.ops.describe()["int8 copies of weights"] == "all"
+    assert copied.memory_report()["layers"] > 3 * model.memory_report()["layers"]
+    with pytest.raises(ValueError, match="auto, on or off, not 'yes'"):
+        triton_kernels.load("cpu", dense="yes")
 
 
 @pytest.mark.parametrize("folder", ["packed"], indirect=True)
