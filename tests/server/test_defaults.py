@@ -147,9 +147,9 @@ def test_samplers_can_be_left_out_and_put_in_another_order(model: Live) -> None:
     one = {"top_k": 1, "temperature": 2}
     assert len(firsts(**one)) == 1
     assert len(firsts(**one, samplers=["temperature"])) > 10
-    cut = {"min_p": 0.3, "temperature": 2, "top_k": 0, "top_p": 1}
+    cut = {"min_p": 0.1, "temperature": 2, "top_k": 0, "top_p": 1}
     early, late = firsts(**cut, samplers=["min_p", "temperature"]), firsts(**cut, samplers=["temperature", "min_p"])
-    assert early < late
+    assert len(early) < len(late)
     assert firsts(**cut, samplers="mt") == early
     assert firsts(**cut, samplers="mt", logit_bias={"77": 100}) == {77}  # a bias comes before all of them
 
