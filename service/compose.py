@@ -78,11 +78,10 @@ def load(settings: Settings) -> Loaded:
     config = ModelConfig.from_folder(folder)
 
     from bitnet_model.checkpoint import load_model
-    from bitnet_model.ops import load_ops
     from service.engine.grammar_compiler import GrammarCompiler
     from service.engine.runner import ModelRunner
 
-    ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads, dense=settings.dense_weights)
+    ops = ops_for(settings)
     sizes = sizes_for(ops, settings, config, folder)
     head_dtype = head_dtype_for(ops, settings)
     with ThreadPoolExecutor(1, "tokenizer") as reader, loading_bar(model_id) as progress:
@@ -135,6 +134,13 @@ def settle_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
+
+
+def ops_for(settings: Settings) -> Ops:
+    """The wing that the settings ask for; imports torch. Raises BackendUnavailable."""
+    from bitnet_model.ops import load_ops
+
+    return load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads, dense=settings.dense_weights)
 
 
 def sizes_for(ops: Ops, settings: Settings, config: ModelConfig, folder: Path) -> Sizes:

@@ -147,13 +147,12 @@ def kernels(
     with known_errors():
         from bitnet_model.config import ModelConfig
         from bitnet_model.kernel_timing import time_kernels
-        from bitnet_model.ops import load_ops
-        from service.compose import locate
+        from service.compose import locate, ops_for
 
         settings = settings_of(model, given=set_)
         folder, model_id = locate(settings)
         config = ModelConfig.from_folder(folder)
-        ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads, dense=settings.dense_weights)
+        ops = ops_for(settings)
         wing = ops.describe()
         try:
             timings = list(time_kernels(config, ops, tokens or [1, 8, 64]))

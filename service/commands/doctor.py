@@ -32,13 +32,14 @@ def doctor(as_json: JsonOption = False, config: ConfigOption = None, set_: SetOp
 
 def gather(config: Any = None, given: list[str] | None = None) -> dict[str, Any]:
     """The facts as plain values. Raises ConfigError, BackendUnavailable."""
-    from bitnet_model.ops import load_ops, survey
+    from bitnet_model.ops import survey
+    from service.compose import ops_for
     from service.logs import set_up_logs
 
     set_up_logs("text", "error")
     settings = settings_of(config=config, given=given)
     total, available = memory_bytes()
-    ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads)
+    ops = ops_for(settings)
     try:
         chosen = {"backend": ops.name, **ops.describe()}
     finally:

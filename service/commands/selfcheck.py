@@ -60,10 +60,10 @@ def check(settings: Settings, is_published: Callable[[ModelConfig], bool]) -> di
     """
     from bitnet_model.ops import load_ops
     from bitnet_model.selfcheck import compare_wings, logits_of
-    from service.compose import head_dtype_for, locate
+    from service.compose import head_dtype_for, locate, ops_for
 
     folder, model_id = locate(settings)
-    ops = load_ops(settings.backend, isa=settings.cpu_isa, threads=settings.n_threads, dense=settings.dense_weights)
+    ops = ops_for(settings)
     wing = ops.describe()
     try:
         model = _load(folder, ops, head_dtype_for(ops, settings))

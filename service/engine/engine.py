@@ -19,9 +19,10 @@ from typing import Protocol
 from service.engine.blocks import BlockPool
 from service.engine.detokenizer import Detokenizer
 from service.engine.errors import EngineDead, EngineError, GenerationFailed, GrammarFailed
+from service.engine.live import Live
 from service.engine.plan import RowResult, Runner, ScheduledRow, StepPlan
 from service.engine.progress import Progress
-from service.engine.request import Delta, FinishReason, Limits, Logprobs, Request, SamplingParams, StopKind
+from service.engine.request import Delta, FinishReason, Limits, Request, SamplingParams, StopKind
 from service.engine.scheduler import Scheduler, SchedulerLimits
 
 logger = logging.getLogger(__name__)
@@ -38,32 +39,6 @@ class TextDecoder(Protocol):
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token adds to the text; b"" for special tokens."""
         ...
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request in the engine with its text, times (seconds of the engine's clock) and what is not told yet."""
-
-    request: Request
-    text: Detokenizer
-    started_s: float | None = None
-    first_token_s: float | None = None
-    num_cached: int = 0
-    logprobs: tuple[Logprobs, ...] = ()
-    prompt_logprobs: tuple[Logprobs, ...] = ()
-
-    def note(self, result: RowResult) -> None:
-        """Keep what the result tells for the next delta."""
-        self.prompt_logprobs += result.prompt_logprobs
-        self.request.num_scored += len(result.prompt_logprobs)
-        if result.logprobs is not None:
-            self.logprobs = (result.logprobs,)
-
-    def take(self) -> tuple[tuple[Logprobs, ...], tuple[Logprobs, ...]]:
-        """What is to be told now."""
-        told = self.logprobs, self.prompt_logprobs
-        self.logprobs = self.prompt_logprobs = ()
-        return told
 
 
 @dataclass(slots=True)
@@ -86,7 +61,7 @@ class Engine:
     limits: SchedulerLimits
     clock: Callable[[], float] = time.perf_counter
     scheduler: Scheduler = field(init=False)
-    _live: dict[str, _Live] = field(init=False, default_factory=dict)
+    _live: dict[str, Live] = field(init=False, default_factory=dict)
     _counters: _Counters = field(init=False, default_factory=_Counters)
 
     def __post_init__(self) -> None:
@@ -104,7 +79,7 @@ class Engine:
         """Queue a request that `check_fits`; its id is its own."""
         assert request.id not in self._live, f"request {request.id} is here already"
         self.scheduler.add(request)
-        self._live[request.id] = _Live(
+        self._live[request.id] = Live(
             request, Detokenizer(request.limits.stop, include_stop=request.limits.include_stop)
         )
 
@@ -170,7 +145,7 @@ class Engine:
             return self._finish(live, "", (), "limit")
         return None
 
-    def _extend(self, live: _Live, result: RowResult) -> Delta:
+    def _extend(self, live: Live, result: RowResult) -> Delta:
         """The request has one more token, or one a round: their text, and whether it ends with one of them."""
         request = live.request
         if live.first_token_s is None:
@@ -193,7 +168,7 @@ class Engine:
                 request.matcher.advance(token_id)
         return self._delta(live, ready, token_ids)
 
-    def _read(self, live: _Live, token_id: int) -> tuple[str, StopKind | None]:
+    def _read(self, live: Live, token_id: int) -> tuple[str, StopKind | None]:
         """The text that the newest token makes certain, and why the request ends with it. Raises LookupError."""
         request, limits = live.request, live.request.limits
         is_eos = token_id in self.decoder.eos_ids or token_id in limits.stop_token_ids
@@ -205,7 +180,7 @@ class Engine:
             return text, "eos"
         return text, "limit" if request.is_full else None
 
-    def _finish(self, live: _Live, text: str, token_ids: tuple[int, ...], stop_kind: StopKind) -> Delta:
+    def _finish(self, live: Live, text: str, token_ids: tuple[int, ...], stop_kind: StopKind) -> Delta:
         text += live.text.flush()
         if live.text.stopping_word:  # half a character at the end may have completed one
             stop_kind = "word"
@@ -215,7 +190,7 @@ class Engine:
 
     def _fail(
         self,
-        live: _Live,
+        live: Live,
         message: str,
         kind: type[GenerationFailed] = GenerationFailed,
         text: str = "",
@@ -237,7 +212,7 @@ class Engine:
 
     def _delta(
         self,
-        live: _Live,
+        live: Live,
         text: str,
         token_ids: tuple[int, ...],
         finish: FinishReason | None = None,
