@@ -14,11 +14,12 @@ import pytest
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
+from torch.nn import functional
 
 from bitnet_model.config import ModelConfig
 from service.compose import load_tokenizer
 from tools.held_out import HeldOutLoss, forward_of, held_out_loss
-from tools.train_demo import batches, data, export, model, muon, start, train, vocabulary
+from tools.train_demo import data, export, model, muon, start, train, vocabulary
 from tools.train_demo.__main__ import main
 from tools.train_demo.model import DemoConfig, DemoModel
 from tools.train_demo.plot import plot_loss
@@ -31,6 +32,7 @@ CHAT = [
     {"role": "user", "content": "Who are you? "},
     {"role": "assistant", "content": "I am a dog."},
 ]
+MIX = {"story": 0.4, "tale": 0.1, "book": 0.3, "chat": 0.2}
 CONFIG = DemoConfig(vocab_size=300, hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, ffn_size=96)
 
 
@@ -42,7 +44,14 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def settings(tmp_path: Path) -> train.TrainSettings:
     return train.TrainSettings(
-        out=tmp_path, deadline=time.time() + 60, rows_per_step=4, num_workers=1, max_steps=4, device="cpu"
+        out=tmp_path,
+        deadline=time.time() + 60,
+        first_mix=MIX,
+        second_mix=MIX,
+        rows_per_step=4,
+        num_workers=1,
+        max_steps=4,
+        device="cpu",
     )
 
 
@@ -121,7 +130,7 @@ def test_a_piece_does_not_see_the_piece_before_it_in_its_row() -> None:
     torch.manual_seed(0)
     net = DemoModel(CONFIG)
     rows = torch.tensor([[284, 5, 6, 7, 284, 8, 9, 10], [284, 11, 12, 13, 284, 8, 9, 10]])
-    logits = net(rows, batches.piece_mask(rows, 284))
+    logits = net(rows, model.pieces_of(rows == 284))
     assert torch.allclose(logits[0, 4:], logits[1, 4:], atol=1e-5)
     assert not torch.allclose(logits[0, 3], logits[1, 3], atol=1e-2)
 
@@ -211,13 +220,29 @@ def test_the_second_stage_starts_from_the_weights_of_the_first_with_a_schedule_o
 def test_attention_in_blocks_equals_attention_in_one_call() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 300, 16), torch.randn(2, 2, 300, 16), torch.randn(2, 2, 300, 16)
-    mask = batches.piece_mask(torch.randint(0, 40, (2, 300)), 0)
-    assert torch.allclose(model.attend(q, k, v, mask), model.attend_fused(q, k, v, mask), atol=1e-5)
+    pieces = model.pieces_of(torch.randint(0, 40, (2, 300)) == 0)
+    wanted = functional.scaled_dot_product_attention(q, k, v, attn_mask=pieces, enable_gqa=True)
+    assert torch.allclose(model.attend(q, k, v, pieces), wanted, atol=1e-5)
+
+
+def test_the_loss_of_held_out_rows_is_in_the_log(tokenizer: Tokenizer, settings: train.TrainSettings) -> None:
+    rows = data.stream_rows([data.encode_document(tokenizer, TEXT[:200])] * 9, 64)
+    torch.manual_seed(1)
+    watched = replace(settings, max_steps=20, watch_every=10)
+    run = train.Run(DemoModel(CONFIG), row_sets(tokenizer), watched, special_id(tokenizer, BEGIN), rows)
+    first = run.held_out_loss()
+    train.train(run, lambda *_: None)
+    logged = [json.loads(line) for line in (settings.out / "log.jsonl").read_text().splitlines()]
+    losses = [record["held_out"] for record in logged]
+    assert first is not None
+    assert len(losses) == 2
+    assert losses[1] < first
+    assert losses[1] == round(run.held_out_loss() or 0.0, 4)
 
 
 def test_the_loss_curve_of_a_log_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib (extra `train`) is not installed here")
-    records = [{"tokens": step * 8192, "loss": 8.0 - step} for step in range(5)]
+    records = [{"tokens": step * 8192, "loss": 8.0 - step, "held_out": 9.0 - step} for step in range(5)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     plot_loss(tmp_path / "log.jsonl", tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -17,7 +17,7 @@ from . import data
 from .export import export
 from .model import DemoModel
 from .plot import plot_loss
-from .recipes import RECIPES, ROW_TOKENS
+from .recipes import RECIPES
 from .start import load_start
 from .train import CHECKPOINT, LOG, Run, TrainSettings, train, trained_s
 from .vocabulary import BEGIN, special_id
@@ -32,7 +32,7 @@ def _prepare(args: argparse.Namespace) -> None:
         args.corpus,
         args.data,
         vocab_size=recipe.config.vocab_size,
-        row_length=ROW_TOKENS + 1,
+        row_length=recipe.row_tokens + 1,
         min_ease=recipe.min_ease,
     )
     print(" ".join(f"{name}: {size} tokens" for name, size in sizes.items()))
@@ -45,6 +45,8 @@ def _settings(args: argparse.Namespace) -> TrainSettings:
         out=args.out,
         deadline=args.deadline or now + 60 * minutes - trained_s(args.out),
         stop_at=now + 60 * args.call_minutes,
+        first_mix=recipe.first_mix,
+        second_mix=recipe.second_mix,
         rows_per_step=recipe.rows_per_step,
         rows_per_pass=recipe.rows_per_pass,
         num_workers=recipe.num_workers,
@@ -63,7 +65,9 @@ def _train(args: argparse.Namespace) -> None:
     sets = {name: data.Rows.load(args.data / f"{name}.npz") for name in data.SET_NAMES}
     torch.manual_seed(1)
     model = load_start(args.start) if args.start else DemoModel(RECIPES[args.recipe].config)
-    run = Run(model, sets, _settings(args), special_id(tokenizer, BEGIN))
+    held_out = args.data / f"{data.HELD_OUT}.npz"
+    watched = data.Rows.load(held_out) if held_out.exists() else None
+    run = Run(model, sets, _settings(args), special_id(tokenizer, BEGIN), watched)
     run.load()
     signal.signal(signal.SIGTERM, lambda *_: setattr(run, "stop_requested", True))
     columns = (
@@ -80,7 +84,8 @@ def _train(args: argparse.Namespace) -> None:
                 task, completed=run.progress, description=f"step {run.step} loss {loss:.3f}"
             ),
         )
-    print(f"{run.step} steps, {run.tokens} tokens, {run.trained_s:.0f} s, {run.progress:.1%} of the run")
+    passes = ", ".join(f"{name} {epochs:.2f}" for name, epochs in run.sampler.epochs.items())
+    print(f"{run.step} steps, {run.tokens} tokens, {run.trained_s:.0f} s, {run.progress:.1%} of the run; over {passes}")
 
 
 def _export(args: argparse.Namespace) -> None:

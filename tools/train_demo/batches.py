@@ -1,4 +1,4 @@
-"""Rows for a step, and what each of their tokens may look at."""
+"""Rows for a step, from several sets by their share."""
 
 from collections.abc import Iterator
 
@@ -7,10 +7,6 @@ import torch
 from torch import Tensor
 
 from .data import Rows
-
-# Share of rows by set before and after `chat_from`.  A little chat from the start costs nothing and teaches the format.
-FIRST_MIX = {"story": 0.45, "tale": 0.08, "book": 0.27, "chat": 0.2}
-SECOND_MIX = {"story": 0.12, "tale": 0.03, "book": 0.25, "chat": 0.6}
 
 
 class Sampler:
@@ -36,9 +32,3 @@ class Sampler:
             ids.append(self.sets[name].token_ids[row].astype(np.int64))
             loss.append(self.sets[name].loss[row])
         return torch.from_numpy(np.stack(ids)), torch.from_numpy(np.stack(loss))
-
-
-def piece_mask(token_ids: Tensor, begin_id: int) -> Tensor:
-    """Causal attention inside a piece: bool [B, 1, T, T] of token_ids [B, T]."""
-    piece = (token_ids == begin_id).cumsum(-1)
-    return ((piece[:, :, None] == piece[:, None, :]).tril())[:, None]

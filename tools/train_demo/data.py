@@ -30,7 +30,7 @@ CHAT_WEIGHTS = {
     "personality-chat": 2.0,
     "chatterbot-corpus": 2.0,
     "country-json": 6.0,
-    "wordnet": 0.5,
+    "wordnet": 1.0,
     "sentence-with-word": 2.0,
     "story-tinystories": 0.3,  # their requests name something that is often beside the story; see subjects.py
     "self-instruct-seeds": 1.0,
@@ -56,6 +56,7 @@ TEXT_SETS = {
     "fairytaleqa": "tale",
 }
 SET_NAMES = ("story", "tale", "book", "chat")
+HELD_OUT = "held-out"  # rows of text that no set holds, to watch a run by
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are a friendly assistant.", "You tell stories for children.")
 SYSTEM_SHARE = 0.1
 JOINED_SHARE = 0.15
@@ -73,7 +74,7 @@ class Rows:
     loss: NDArray[np.bool_]
 
     def save(self, path: Path) -> None:
-        np.savez(path, token_ids=self.token_ids, loss=self.loss)
+        np.savez_compressed(path, token_ids=self.token_ids, loss=self.loss)
 
     @classmethod
     def load(cls, path: Path) -> "Rows":
@@ -166,7 +167,10 @@ def pack_rows(pieces: list[tuple[list[int], list[bool]]], row_length: int, paddi
 def prepare(
     corpus: Path, out: Path, *, vocab_size: int, row_length: int, min_ease: float, seed: int = 1
 ) -> dict[str, int]:
-    """Write tokenizer.json (unless it is there) and one .npz per set; returns the sizes of the sets in tokens."""
+    """Write tokenizer.json (unless it is there) and one .npz per set; returns the sizes of the sets in tokens.
+
+    Where the corpus has text to hold out, it becomes a set of its own.
+    """
     rng = random.Random(seed)
     out.mkdir(parents=True, exist_ok=True)
     texts = _plain_texts(corpus, min_ease)
@@ -183,6 +187,9 @@ def prepare(
     for name, documents in texts.items():
         rng.shuffle(documents)
         sets[name] = stream_rows((encode_document(tokenizer, text) for text in documents), row_length)
+    if (corpus / "heldout.txt.xz").exists():
+        held_out = read_documents(corpus / "heldout.txt.xz")
+        sets[HELD_OUT] = stream_rows((encode_document(tokenizer, text) for text in held_out), row_length)
     for name, rows in sets.items():
         rows.save(out / f"{name}.npz")
     return {name: rows.token_ids.size for name, rows in sets.items()}

@@ -16,13 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .batches import FIRST_MIX, SECOND_MIX, Sampler, piece_mask
+from .batches import Sampler
 from .data import Rows
-from .model import DemoModel
+from .model import DemoModel, pieces_of
 from .muon import make_optimizers
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
@@ -40,6 +41,8 @@ class TrainSettings:
 
     out: Path
     deadline: float
+    first_mix: dict[str, float]
+    second_mix: dict[str, float]
     stop_at: float = math.inf
     rows_per_step: int = 16
     rows_per_pass: int = 2
@@ -55,6 +58,7 @@ class TrainSettings:
     seed: int = 1
     max_steps: int = 0  # 0: until the deadline
     compile: bool = False  # takes a C++ compiler; pays after a few minutes
+    watch_every: int = 100  # steps from one look at the held-out rows to the next
 
 
 def lr_factor(progress: float, decay_from: float) -> float:
@@ -74,8 +78,15 @@ def head_loss(embedding: Tensor, states: Tensor, targets: Tensor) -> Tensor:
 class Run:
     """Model, optimizers and counters of one training run, with what it takes to stop and go on."""
 
-    def __init__(self, model: DemoModel, sets: dict[str, Rows], settings: TrainSettings, begin_id: int) -> None:
-        self.settings, self.begin_id = settings, begin_id
+    def __init__(
+        self,
+        model: DemoModel,
+        sets: dict[str, Rows],
+        settings: TrainSettings,
+        begin_id: int,
+        held_out: Rows | None = None,
+    ) -> None:
+        self.settings, self.begin_id, self.held_out = settings, begin_id, held_out
         self.device = torch.device(settings.device)
         self.model = model.to(self.device)
         # Threads that each run whole passes, instead of threads inside every operator: with 2 busy cores shared with
@@ -105,8 +116,9 @@ class Run:
         """Compile what is to be compiled, before the clock of the steps runs."""
         if self.settings.compile:
             row_length = next(iter(self.sampler.sets.values())).token_ids.shape[1]
-            rows = torch.full((self.settings.rows_per_pass, row_length), self.begin_id, device=self.device)
+            rows = torch.zeros(self.settings.rows_per_pass, row_length, dtype=torch.int64, device=self.device)
             self._pass(rows, torch.ones_like(rows, dtype=torch.bool))
+            self.held_out_loss()
 
     def save(self) -> None:
         """Write checkpoint.pt whole or not at all."""
@@ -143,7 +155,8 @@ class Run:
         """One update; returns the mean loss per target token."""
         start, start_cpu = time.time(), time.process_time()
         self._schedule(self.progress)
-        mix = FIRST_MIX if self.progress < self.settings.chat_from else SECOND_MIX
+        settings = self.settings
+        mix = settings.first_mix if self.progress < settings.chat_from else settings.second_mix
         token_ids, loss = self.sampler.draw(self.settings.rows_per_step, mix)
         token_ids, loss = token_ids.to(self.device), loss.to(self.device)
         num_targets = int(loss[:, 1:].sum())
@@ -171,10 +184,24 @@ class Run:
         """Summed loss and gradients of some rows; touches nothing shared, so several may run at once."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
             inputs, targets, wanted = token_ids[:, :-1], token_ids[:, 1:], loss[:, 1:]
-            states = self.model.hidden(inputs, piece_mask(inputs, self.begin_id))
+            states = self.model.hidden(inputs, pieces_of(inputs == self.begin_id))
             # Only target places go through the head: on chat rows that is about half of them.
             summed = self.head_loss(self.model.model.embed_tokens.weight, states[wanted], targets[wanted])
         return float(summed.detach()), torch.autograd.grad(summed, list(self.model.parameters()))
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float | None:
+        """Mean loss per target token of the first held-out rows, as many as go through the model at once."""
+        if self.held_out is None:
+            return None
+        rows = slice(self.settings.rows_per_pass)
+        token_ids = torch.from_numpy(self.held_out.token_ids[rows].astype(np.int64)).to(self.device)
+        wanted = torch.from_numpy(self.held_out.loss[rows]).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
+            states = self.model.hidden(token_ids[:, :-1], pieces_of(token_ids[:, :-1] == self.begin_id))
+            chosen, targets = states[wanted[:, 1:]], token_ids[:, 1:][wanted[:, 1:]]
+            summed = self.head_loss(self.model.model.embed_tokens.weight, chosen, targets)
+        return float(summed) / len(targets)
 
     def _accumulate(self, grads: tuple[Tensor, ...], factor: float) -> None:
         for param, grad in zip(self.model.parameters(), grads, strict=True):
@@ -210,13 +237,13 @@ def train(run: Run, report: Callable[[Run, float], None]) -> None:
         recent.append(loss)
         report(run, loss)
         if run.step % 10 == 0:
-            _log(run, sum(recent) / len(recent))
+            _log(run, sum(recent) / len(recent), run.held_out_loss() if run.step % settings.watch_every == 0 else None)
             recent.clear()
         if time.time() - saved_at > settings.save_every_s:
             run.save()
             saved_at = time.time()
     if recent:
-        _log(run, sum(recent) / len(recent))
+        _log(run, sum(recent) / len(recent), run.held_out_loss())
     run.save()
 
 
@@ -226,7 +253,7 @@ def trained_s(out: Path) -> float:
     return float(torch.load(path, map_location="cpu", mmap=True)["trained_s"]) if path.exists() else 0.0
 
 
-def _log(run: Run, loss: float) -> None:
+def _log(run: Run, loss: float, held_out: float | None) -> None:
     record = {
         "step": run.step,
         "loss": round(loss, 4),
@@ -236,5 +263,7 @@ def _log(run: Run, loss: float) -> None:
         "cpu_s": round(run.cpu_s, 1),
         "time": round(time.time(), 1),
     }
+    if held_out is not None:
+        record["held_out"] = round(held_out, 4)
     with (run.settings.out / LOG).open("a") as file:
         file.write(json.dumps(record) + "\n")
