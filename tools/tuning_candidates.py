@@ -95,8 +95,9 @@ def dense_candidates(bucket: int, num_outputs: int, padded_k: int, device: Devic
         if (rows + tokens) * depth * stages > SHARED_BYTES or padded_k % depth:
             continue
         programs = -(-num_outputs // rows) * -(-bucket // tokens)
-        most = 3 if depth == 128 and rows == 64 and fetch == engine else 2
-        for split_k in splits(programs, padded_k, depth, device)[-most:] if bucket <= 256 else [1]:
+        most = 2 if depth == 128 and rows == 64 and fetch == engine else 1
+        whole, *parts = splits(programs, padded_k, depth, device)
+        for split_k in [whole, *parts[-most:]] if bucket <= 256 else [whole]:
             yield DenseTile(rows, tokens, depth, split_k, warps, stages, fetch)
 
 
@@ -129,8 +130,9 @@ def gated_candidates(form: Regime, bucket: int, num_packed: int, padded_k: int, 
 def attention_candidates(heuristic: AttentionTile) -> Iterator[AttentionTile]:
     """Shapes for prefill and decode alike; `rows` holds the heads of a group, which the heuristic's does."""
     for rows, keys, split, warps, stages in (
-        *((64, 64, 128, 4, 2), (16, 64, 128, 4, 2), (64, 32, 128, 4, 3), (64, 64, 64, 4, 2), (64, 64, 256, 4, 2)),
-        *((32, 64, 128, 4, 2), (16, 32, 128, 4, 3), (16, 64, 64, 4, 2), (64, 64, 128, 8, 2), (16, 32, 128, 2, 3)),
+        *((16, 32, 128, 4, 7), (16, 32, 128, 4, 5), (32, 32, 128, 4, 5), (32, 32, 128, 4, 7), (16, 32, 64, 4, 5)),
+        *((16, 32, 256, 4, 7), (16, 32, 128, 2, 5), (16, 64, 128, 4, 5), (32, 32, 64, 4, 5), (64, 32, 128, 4, 5)),
+        *((16, 64, 64, 4, 5), (32, 32, 128, 2, 5)),
     ):
         if rows >= heuristic.rows // 2:
             yield AttentionTile(rows, keys, split, warps, stages)

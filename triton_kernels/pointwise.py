@@ -23,6 +23,9 @@ from triton_kernels.pack import padded
 from triton_kernels.tuning import power_of_two
 
 LONGEST_ROW = 65536
+RESIDENT_WARPS = 32
+"""Warps that a processor holds of these kernels, by their registers. Rows beyond that come in turns, each asked for
+while the one before is summed: one program a row, an H200 took 45 us for 2,048 rows of 6,912 (2026-11-26)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ def store_quantized(y, t, i, codes, scale, code_sum, STRIDE: tl.constexpr):
     tl.store(code_sum + t, tl.sum(code.to(tl.int32), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def quantize_kernel(
     codes,
     scale,
@@ -96,24 +99,28 @@ def quantize_kernel(
     x,  # f32 [T, WIDTH]
     gain,  # f32 [WIDTH]
     eps,
+    T,
     WIDTH: tl.constexpr,
     STRIDE: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
     NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
     wait_for_predecessor(PDL)
     allow_successor(PDL)
-    t = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < WIDTH
-    y = tl.load(x + t * WIDTH + i, mask=inside, other=0.0)
-    if NORM:
-        y = normed(y, tl.load(gain + i, mask=inside, other=0.0), eps, WIDTH)
-    store_quantized(y, t, i, codes, scale, code_sum, STRIDE)
+    # the rows to come are asked for while this one is summed
+    for turn in tl.range(0, T - tl.program_id(0), tl.num_programs(0), num_stages=STAGES):
+        t = tl.program_id(0).to(tl.int64) + turn
+        y = tl.load(x + t * WIDTH + i, mask=inside, other=0.0)
+        if NORM:
+            y = normed(y, tl.load(gain + i, mask=inside, other=0.0), eps, WIDTH)
+        store_quantized(y, t, i, codes, scale, code_sum, STRIDE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def gate_kernel(
     codes,
     scale,
@@ -121,24 +128,27 @@ def gate_kernel(
     gate_up,  # f32 [T, 2 * WIDTH]
     gain,  # f32 [WIDTH]
     eps,
+    T,
     WIDTH: tl.constexpr,
     STRIDE: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
     NORM: tl.constexpr,
     RELU2: tl.constexpr,
     PDL: tl.constexpr,
 ):
     wait_for_predecessor(PDL)
     allow_successor(PDL)
-    t = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < WIDTH
-    gate = tl.load(gate_up + t * 2 * WIDTH + i, mask=inside, other=0.0)
-    up = tl.load(gate_up + t * 2 * WIDTH + WIDTH + i, mask=inside, other=0.0)
-    y = gated(gate, up, RELU2)
-    if NORM:
-        y = normed(y, tl.load(gain + i, mask=inside, other=0.0), eps, WIDTH)
-    store_quantized(y, t, i, codes, scale, code_sum, STRIDE)
+    for turn in tl.range(0, T - tl.program_id(0), tl.num_programs(0), num_stages=STAGES):
+        t = tl.program_id(0).to(tl.int64) + turn
+        gate = tl.load(gate_up + t * 2 * WIDTH + i, mask=inside, other=0.0)
+        up = tl.load(gate_up + t * 2 * WIDTH + WIDTH + i, mask=inside, other=0.0)
+        y = gated(gate, up, RELU2)
+        if NORM:
+            y = normed(y, tl.load(gain + i, mask=inside, other=0.0), eps, WIDTH)
+        store_quantized(y, t, i, codes, scale, code_sum, STRIDE)
 
 
 @triton.jit
@@ -212,25 +222,32 @@ def launch_rows(kernel: object, q: Quantized, gain: Tensor | None, eps: float, d
     if num_tokens == 0:
         return
     block = power_of_two(stride)
+    warps = row_warps(block)
+    resident = device.num_processors * max(1, RESIDENT_WARPS // warps)
     device.launch(
         kernel,
-        (num_tokens,),
+        (min(num_tokens, resident),),
         codes=q.codes,
         scale=q.scale,
         code_sum=q.code_sum,
         gain=q.scale if gain is None else gain,
         eps=eps,
+        T=num_tokens,
         WIDTH=q.num_values,
         STRIDE=stride,
         BLOCK=block,
+        STAGES=1 if num_tokens <= resident else 2,
         NORM=gain is not None,
-        num_warps=row_warps(block),
+        num_warps=warps,
         **inputs,
     )
 
 
 def row_warps(block: int) -> int:
-    """Sixteen values a thread up to 8192. Rows past 16384 spill 224 bytes a thread, and as much with 32 warps."""
+    """Sixteen values a thread up to 8192. Rows past 16384 spill 224 bytes a thread, and as much with 32 warps.
+
+    Never by the number of tokens: it is part of the order of a row's sum.
+    """
     return min(16, max(1, block // 512))
 
 

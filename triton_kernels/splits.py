@@ -1,4 +1,4 @@
-"""One split of a query's keys, and how splits are put together: the arithmetic of attention, on registers.
+"""One tile of a query's keys, and how splits are put together: the arithmetic of attention, on registers.
 
 Each split is one online softmax over tiles of a fixed size, in order; splits are merged in order of position. The
 operations on one query's numbers are the same whichever program does them. Scores and softmax are fp32; tensor cores
@@ -27,45 +27,43 @@ def load_page(page, at, d, mask, D: tl.constexpr, BF16: tl.constexpr):
 
 
 @triton.jit
-def one_split(
-    start, end, q_high, q_low, position, table, keys, values, key_scale, value_scale, kv_head, scale,
-    HKV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_TOKENS: tl.constexpr, ROWS: tl.constexpr,
-    KEYS: tl.constexpr, SPLIT: tl.constexpr, INT8: tl.constexpr, BF16: tl.constexpr,
+def next_keys(
+    start, end, most, total, weighted, q_high, q_low, position, table, keys, values, key_scale, value_scale, kv_head,
+    scale, HKV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_TOKENS: tl.constexpr, ROWS: tl.constexpr,
+    KEYS: tl.constexpr, INT8: tl.constexpr, BF16: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over the keys start .. min(start + SPLIT, end) - 1: running maximum, sum, weighted values."""
+    """One turn of an online softmax, over the keys start .. start + KEYS - 1 before `end`.
+
+    The running maximum, sum and weighted values begin a split as -inf, 0 and 0.
+    """
     d = tl.arange(0, BLOCK_D)
-    most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([ROWS], dtype=tl.float32)
-    weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
-    for tile in range(SPLIT // KEYS):
-        n = start + tile * KEYS + tl.arange(0, KEYS)
-        here = n < end
-        if BLOCK_TOKENS % KEYS == 0:
-            # the whole tile is in one block: one lookup, and constant offsets from one address
-            block = tl.load(table + (start + tile * KEYS) // BLOCK_TOKENS, mask=start + tile * KEYS < end, other=0)
-            inner = (start + tile * KEYS) % BLOCK_TOKENS + tl.arange(0, KEYS)
-        else:
-            block = tl.load(table + n // BLOCK_TOKENS, mask=here, other=0)
-            inner = n % BLOCK_TOKENS
-        at = (block.to(tl.int64) * HKV + kv_head) * BLOCK_TOKENS + inner
-        k = load_page(keys, at[None, :], d[:, None], here[None, :] & (d < D)[:, None], D, BF16)
-        score = product(q_low, k, product(q_high, k, tl.zeros([ROWS, KEYS], tl.float32), BF16), BF16) * scale
-        if INT8:
-            score *= tl.load(key_scale + at, mask=here, other=0.0)[None, :]
-        score = tl.where(n[None, :] <= position[:, None], score, float("-inf"))
-        highest = tl.maximum(most, tl.max(score, axis=1))
-        # a row that has seen no key yet: any finite number, so that -inf minus it is -inf and not NaN
-        origin = tl.where(highest == float("-inf"), 0.0, highest)
-        shrink = tl.exp2(most - origin)
-        p = tl.exp2(score - origin[:, None])
-        total = total * shrink + tl.sum(p, axis=1)
-        if INT8:
-            p *= tl.load(value_scale + at, mask=here, other=0.0)[None, :]
-        p_high, p_low = high_low(p, BF16)
-        v = load_page(values, at[:, None], d[None, :], here[:, None] & (d < D)[None, :], D, BF16)
-        weighted = product(p_low, v, product(p_high, v, weighted * shrink[:, None], BF16), BF16)
-        most = highest
-    return most, total, weighted
+    n = start + tl.arange(0, KEYS)
+    here = n < end
+    if BLOCK_TOKENS % KEYS == 0:
+        # the whole tile is in one block: one lookup, and constant offsets from one address
+        block = tl.load(table + start // BLOCK_TOKENS)
+        inner = start % BLOCK_TOKENS + tl.arange(0, KEYS)
+    else:
+        block = tl.load(table + n // BLOCK_TOKENS, mask=here, other=0)
+        inner = n % BLOCK_TOKENS
+    at = (block.to(tl.int64) * HKV + kv_head) * BLOCK_TOKENS + inner
+    k = load_page(keys, at[None, :], d[:, None], here[None, :] & (d < D)[:, None], D, BF16)
+    score = product(q_low, k, product(q_high, k, tl.zeros([ROWS, KEYS], tl.float32), BF16), BF16) * scale
+    if INT8:
+        score *= tl.load(key_scale + at, mask=here, other=0.0)[None, :]
+    score = tl.where(n[None, :] <= position[:, None], score, float("-inf"))
+    highest = tl.maximum(most, tl.max(score, axis=1))
+    # a row that has seen no key yet: any finite number, so that -inf minus it is -inf and not NaN
+    origin = tl.where(highest == float("-inf"), 0.0, highest)
+    shrink = tl.exp2(most - origin)
+    p = tl.exp2(score - origin[:, None])
+    total = total * shrink + tl.sum(p, axis=1)
+    if INT8:
+        p *= tl.load(value_scale + at, mask=here, other=0.0)[None, :]
+    p_high, p_low = high_low(p, BF16)
+    v = load_page(values, at[:, None], d[None, :], here[:, None] & (d < D)[None, :], D, BF16)
+    weighted = product(p_low, v, product(p_high, v, weighted * shrink[:, None], BF16), BF16)
+    return highest, total, weighted
 
 
 @triton.jit

@@ -54,6 +54,8 @@ class Step:
         if graphs is not None and num_tokens == num_rows <= graphs.largest and bool((batch.starts.diff() == 1).all()):
             inputs = DecodeInputs(batch.token_ids, batch.positions, batch.slots, batch.block_tables, batch.lengths)
             hidden = graphs.step(inputs)
+            if torch.equal(batch.logit_rows, torch.arange(num_rows)):  # nothing to choose, so nothing to send there
+                return hidden.clone()
         else:
             rows = self._wing.rows(batch.block_tables, batch.lengths, batch.starts, self._plan.num_heads, held)
             hidden = self.layers(here(batch.token_ids), here(batch.positions), here(batch.slots), rows, held)

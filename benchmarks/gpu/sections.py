@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import baselines, checks, kernels, logits, server, steps
+from benchmarks.gpu import baselines, checks, kernels, logits, profile, server, steps
 from benchmarks.gpu.bench import Figure, Options
 
 ROOT = Path(__file__).parents[2]
@@ -35,20 +35,21 @@ class Section:
 
 # In order of what must be known first: right before fast, the whole before its parts. 585 s in all at the limits.
 SECTIONS = {
-    "checks": Section("Is it right on this device?", 110, checks.checks),
+    "checks": Section("Is it right on this device?", 90, checks.checks),
     "limits": Section("What the card reaches by torch's own kernels", 15, checks.limits),
     "steps": Section("Whole decode steps, and one prompt in one step", 90, steps.steps),
-    "server": Section("The server over loopback", 110, server.server),
+    "server": Section("The server over loopback", 90, server.server),
     "torch": Section(
         "Baseline: dense bf16 of the same shape in plain torch, one graph a step", 35, baselines.torch_graphs
     ),
     "logits": Section("Logits against float64, beside those of transformers", 50, logits.logits),
     "transformers": Section("Baseline: dense bf16 of the same shape in transformers", 40, baselines.transformers_eager),
-    "variants": Section("Decode steps with other heads and overlapping launches", 40, steps.variants),
+    "variants": Section("Decode steps with another head, and both ways of launching", 50, steps.variants),
     "linears": Section("Ternary linears, all layers' weights in turn", 45, kernels.linears),
     "attention": Section("Paged decode attention, all layers' caches in turn", 20, kernels.attention),
     "heads": Section("Final norm, head and best tokens, launched one by one", 20, kernels.heads),
     "launches": Section("One small kernel in a captured chain", 10, kernels.launches),
+    "profile": Section("Where the time of a step goes, kernel by kernel", 30, profile.kernels_of_steps),
 }
 
 

@@ -46,12 +46,12 @@ def steps(options: Options) -> Iterator[Figure]:
 
 
 def variants(options: Options) -> Iterator[Figure]:
-    """The same with other heads and with overlapping launches, where they may pay: at small batch."""
+    """The same with both ways of launching, and with the head that int8 finds the candidates for."""
     bench = open_bench(options)
-    for head_dtype, pdl in (("int8-rescore", False), ("bf16", True), ("int8-rescore", True)):
+    for head_dtype, pdl in (("bf16", False), ("bf16", True), ("int8-rescore", True)):
         model = options.load(head_dtype=head_dtype, pdl=pdl)
-        for num_rows in options.batches[:2]:
-            case = f"{head_dtype} head, pdl {pdl}, batch {num_rows}"
+        for num_rows in options.batches:
+            case = f"{head_dtype} head, {'overlapping' if pdl else 'separate'} launches, batch {num_rows}"
             yield decode_step(bench, model, "bf16", num_rows, case, head_dtype)
 
 

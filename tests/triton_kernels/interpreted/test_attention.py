@@ -149,7 +149,8 @@ def test_a_padding_row_of_length_zero_gives_zeros() -> None:
 
 def test_programs_are_split_only_where_work_is_scarce() -> None:
     assert split_programs(1, 1, CPU) == 1
-    assert split_programs(1, 9, CPU) == 8
+    assert split_programs(1, 9, CPU) == 9
+    assert split_programs(2, 9, CPU) == 5
     assert split_programs(3, 9, CPU) == 3
     assert split_programs(50, 9, CPU) == 1
 

@@ -69,7 +69,7 @@ FAULTS = {
     "a query does not see itself": Fault("splits.py", "<= position[:, None]", "< position[:, None]", ROWS),
     "a query sees the future": Fault("splits.py", "n[None, :] <= position", "n[None, :] <= 1 + position", ROWS),
     "a slot past the end is read": Fault("splits.py", "here = n < end", "here = n <= end", POISON),
-    "a negative slot is written": Fault("cache.py", "if slot >= 0:", "if slot >= -1:", ROPE),
+    "a negative slot is written": Fault("cache.py", "if (slot >= 0) &", "if (slot >= -1) &", ROPE),
     "ids of another row are scored": Fault("rescore.py", "tl.load(ids + t * C + rc", "tl.load(ids + rc", RESCORED),
     "a tie goes to the higher id": Fault("selection.py", "(V - 1 - i)", "i", TIES),
     "a group is found too late": Fault("selection.py", "(groups - 1 - g)", "g", SELECTED),
@@ -86,7 +86,7 @@ FAULTS = {
     "the mean over a padded row": Fault("pointwise.py", "axis=0), WIDTH * 1.0)", "axis=0), WIDTH + 28.0)", NORM),
     "the sigmoid of -gate": Fault("pointwise.py", "tl.exp(-gate)", "tl.exp(gate)", GATE),
     "values by the scale of keys": Fault("splits.py", "p *= tl.load(value_scale", "p *= tl.load(key_scale", INT8_ROWS),
-    "an int8 slot by 128": Fault("cache.py", "tl.math.div_rn(largest, 127.0)", "largest / 128", INT8_ROPE),
+    "an int8 slot by 128": Fault("cache.py", "tl.math.div_rn(largest, 127.0)[", "(largest / 128)[", INT8_ROPE),
     "RoPE turns back": Fault("cache.py", "turned_y = y * c + x * s", "turned_y = y * c - x * s", ROPE),
     "up by the scale of gate": Fault("dense_gated.py", "row_scale + F + rf", "row_scale + rf", DENSE_GATED),
     "logits without a row's scale": Fault(
