@@ -130,7 +130,7 @@ class TorchWing:
         return None
 
     def compile_decode(self, plan: object) -> Callable[..., Tensor] | None:  # noqa: ARG002
-        """None: the engine goes from step to step."""
+        """None: the engine repeats forward and draw."""
         return None
 
     def set_threads(self, n: int) -> None:

@@ -94,8 +94,7 @@ def load(settings: Settings) -> Loaded:
     )
     warm_up(runner, max_rows=sizes.max_running, n_ctx=sizes.n_ctx_max, max_tokens=settings.n_batch)
     n_threads = int(ops.describe()["threads"])
-    max_rounds = 1 if model.decode is None else MAX_ROUNDS
-    limits = SchedulerLimits(sizes.max_running, settings.n_batch, n_threads, settings.step_ms, max_rounds)
+    limits = SchedulerLimits(sizes.max_running, settings.n_batch, n_threads, settings.step_ms, MAX_ROUNDS)
     engine = Engine(runner, tokenizer, pool, limits)
     settle_memory()
     report = ", ".join(f"{part} {num_bytes / 1e6:.1f} MB" for part, num_bytes in model.memory_report().items())

@@ -153,7 +153,7 @@ class TritonWing:
         """None: the engine draws from what `head_topk` ranks."""
 
     def compile_decode(self, plan: Any) -> None:
-        """None: the engine goes from step to step."""
+        """None: the engine repeats forward and draw."""
 
     def set_threads(self, n: int) -> None:
         """The host's threads have no part in a step on this device."""

@@ -1,4 +1,5 @@
-"""Rows whose next tokens a wing can draw by itself, in one call with the head: which they are, and what it is told.
+"""Rows whose next tokens can be drawn one after the other, by a wing in one call with the head: which they are, and
+what it is told.
 
 That depends on the request alone, so a row goes the same way in any company. Knows no logits.
 """
@@ -36,9 +37,9 @@ def is_drawable(request: Request) -> bool:
 
 
 def num_ahead(request: Request) -> int:
-    """So many of its next tokens a wing can draw one after the other, with nothing to do or to tell in between.
+    """So many of its next tokens can be drawn one after the other, with nothing to do or to tell in between.
 
-    At least 1 where it can draw the next; 0 where it cannot, or where something is told of it.
+    At least 1 where a wing can draw the next; 0 where it cannot, or where something is told of it.
     """
     if request.report.logprobs is not None or not is_drawable(request):
         return 0

@@ -46,7 +46,8 @@ class ScheduledRow:
 class StepPlan:
     """One step: at most one row a request, oldest request first; `num_threads` CPU threads.
 
-    rounds: with more than one, every row decodes so many tokens, one after the other, each drawn by the wing.
+    rounds: with more than one, every row decodes so many tokens, one after the other: as many as a request is sure to
+    want and to draw alike (`draws.num_ahead`).
     """
 
     rows: tuple[ScheduledRow, ...]
@@ -65,7 +66,7 @@ class RowResult:
     For a row without `sample` it means nothing either. Where the request's Report asks for them, logprobs tell of the
     token chosen, and prompt_logprobs of the tokens after those `scored`. mu: the request's Mirostat state once it has
     this token; None where it uses none. is_grammar: what failed is the request's own grammar. later_ids: the tokens of
-    the rounds after the first; fewer than rounds where the row failed on the way (so will its next step).
+    the rounds after the first; fewer than rounds where a row failed on the way (its own next step says why).
     """
 
     token_id: int

@@ -8,6 +8,7 @@ numbers are made by the model and its wing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,7 +25,7 @@ from service.engine.logprobs import score
 from service.engine.penalties import NO_ID
 from service.engine.plan import RowResult, ScheduledRow, StepPlan
 from service.engine.ragged import flatten, pad
-from service.engine.request import Logprobs
+from service.engine.request import Logprobs, Request
 from service.engine.sampler import NOT_FINITE, LogitSource, draw_batch, drawn_result, sample
 
 SCORED_AT_A_TIME = 32
@@ -109,6 +110,8 @@ class ModelRunner:
         with torch.inference_mode():
             if self.model.decode is not None and decodes_only(plan):
                 return Completed(tuple(self._decode(self.model.decode, plan)))
+            if plan.rounds > 1:
+                return Completed(tuple(self._repeat(plan)))
             hidden = self.model.forward(make_batch(plan.rows, self._block_tokens), self._cache)
             if any(len(row.scored) for row in plan.rows):
                 results = self._results_with_scores(plan.rows, hidden)
@@ -117,11 +120,32 @@ class ModelRunner:
         return Completed(tuple(results))
 
     def _decode(self, decode: DecodeFunction, plan: StepPlan) -> Iterator[RowResult]:
-        """All of the plan's rounds at once."""
+        """All of the plan's rounds at once, by the wing."""
         requests = [row.request for row in plan.rows]
         drawn = decode(decode_batch(plan.rows, self._block_tokens), draw_batch(requests, plan.rounds), self._cache)
         for first_id, *later_ids in drawn.T.tolist():
             yield replace(drawn_result(first_id), later_ids=tuple(id for id in later_ids if id >= 0))
+
+    def _repeat(self, plan: StepPlan) -> Iterator[RowResult]:
+        """The plan's rounds one after the other, each with the forward and the draw of a step of its own.
+
+        A round in which a row fails is the last one for all of them: their next step goes on from there.
+        """
+        requests = [row.request for row in plan.rows]
+        rows = decode_batch(plan.rows, self._block_tokens)
+        rounds: list[list[RowResult]] = []
+        with _looking_ahead(requests):
+            for ahead in range(plan.rounds):
+                token_ids = [request.token_ids[-1] for request in requests]
+                batch = round_batch(rows, token_ids, ahead, self._block_tokens)
+                results = sample(self.model, self.model.forward(batch, self._cache), requests)
+                rounds.append(results)
+                if any(result.error for result in results):
+                    break
+                for request, result in zip(requests, results, strict=True):
+                    request.token_ids.append(result.token_id)
+        for first, *later in zip(*rounds, strict=True):
+            yield replace(first, later_ids=tuple(result.token_id for result in later if not result.error))
 
     def _sample(self, rows: Sequence[ScheduledRow], hidden: Tensor) -> list[RowResult]:
         """The next token of each row, f32 [rows, H], with its logprobs where they are asked for."""
@@ -211,6 +235,33 @@ def decode_batch(rows: Sequence[ScheduledRow], block_tokens: int) -> DecodeBatch
         lengths=torch.from_numpy(np.array([row.start + 1 for row in rows], dtype=np.int32)),
         block_tables=torch.from_numpy(tables.astype(np.int32)),
     )
+
+
+def round_batch(rows: DecodeBatch, token_ids: Sequence[int], ahead: int, block_tokens: int) -> ForwardBatch:
+    """The batch of a round of these rows, so many rounds after their first, with what are then their newest tokens."""
+    lengths = rows.lengths + ahead
+    positions, every = (lengths - 1).long(), torch.arange(len(lengths) + 1)
+    blocks = rows.block_tables[every[:-1], positions // block_tokens].long()
+    return ForwardBatch(
+        token_ids=torch.tensor(token_ids, dtype=torch.int64),
+        positions=positions,
+        slots=blocks * block_tokens + positions % block_tokens,
+        block_tables=rows.block_tables,
+        lengths=lengths,
+        starts=every.int(),
+        logit_rows=every[:-1],
+    )
+
+
+@contextmanager
+def _looking_ahead(requests: Sequence[Request]) -> Iterator[None]:
+    """Tokens may be put behind those that the requests have; they are taken off again at the end."""
+    totals = [request.total for request in requests]
+    try:
+        yield
+    finally:
+        for request, total in zip(requests, totals, strict=True):
+            del request.token_ids[total:]
 
 
 def _logit_rows(rows: Sequence[ScheduledRow], starts: NDArray[np.int64]) -> NDArray[np.int64]:

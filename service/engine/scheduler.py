@@ -11,8 +11,8 @@
   for each running request. So nobody starves, and one that was preempted does not come back just to be preempted again.
 - When a growing request finds no free block, the youngest running one is preempted: it loses what is computed, keeps
   its tokens and waits at the head of the queue. The oldest can always go on, so there is no livelock.
-- When all do nothing but decode, and in a way that the wing can repeat by itself, a step is several rounds: as many as
-  end within AHEAD_MS at the rate measured lately. Of a small model, the way around the model takes longer than it does.
+- When all do nothing but decode, and in a way that can be repeated without the engine, a step is several rounds: as
+  many as end within AHEAD_MS at the rate measured lately. Of a fast model, the way around it takes longer than it does.
 - A block that a neighbour has finished meanwhile is adopted, not recomputed: also by requests already running. Whoever
   lacks a block that an older request computes next waits for it: of eight choices, one computes the prompt.
 
@@ -40,7 +40,7 @@ MAX_ROUNDS = 8
 class SchedulerLimits:
     """The operator's ceilings. n_batch: prompt tokens in a step. step_ms: None for no limit in time.
 
-    max_rounds: rounds in a step of nothing but decoding; 1 where the wing cannot repeat it.
+    max_rounds: rounds in a step of nothing but decoding.
     """
 
     max_running: int

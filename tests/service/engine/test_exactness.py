@@ -70,6 +70,13 @@ class NoText:
         return b""
 
 
+class EndsWith(NoText):
+    """The same, but these tokens end it too."""
+
+    def __init__(self, eos_ids: frozenset[int]) -> None:
+        self.eos_ids = eos_ids
+
+
 class Poisoned:
     """The model with NaN in every slot of a new cache."""
 
@@ -227,14 +234,39 @@ def test_a_prefix_found_in_the_cache_changes_nothing(setup: Setup, alone: dict[s
 def test_several_rounds_in_a_step_change_nothing(
     setup: Setup, alone: dict[str, tuple[int, ...]], max_rounds: int
 ) -> None:
-    if setup.model.decode is None:
-        pytest.skip("this wing goes from step to step")
     requests = [request for request in the_requests() if num_ahead(request)]
     engine = engine_of(setup, max_rounds=max_rounds)
     tokens = run(engine, requests)
     assert engine.stats()["steps"] < NUM_NEW * 2 / 3
     assert len(tokens) == 2
     assert tokens == {request_id: alone[request_id] for request_id in tokens}
+
+
+@pytest.mark.parametrize("max_rounds", [1, 3, 8])
+def test_rounds_in_company_give_each_what_it_says_alone_up_to_its_end(
+    setup: Setup, alone: dict[str, tuple[int, ...]], max_rounds: int
+) -> None:
+    requests = [request for request in the_requests() if num_ahead(request)]
+    company = [request_of(200 + number, params) for number, params in enumerate((GREEDY, PLAIN) * 3)]
+    engine = engine_of(setup, max_rounds=max_rounds)
+    engine.decoder = EndsWith(frozenset(alone[request.id][20] for request in requests))
+    whole = {request.id: Delta() for request in [*requests, *company]}
+    for request in [*requests, *company]:
+        engine.add(request)
+    for _ in range(4):
+        for request_id, delta in engine.step():
+            whole[request_id] = whole[request_id].then(delta)
+    engine.abort(company[0].id)
+    while engine.has_work:
+        for request_id, delta in engine.step():
+            whole[request_id] = whole[request_id].then(delta)
+        engine.check_integrity()
+    assert engine.check_idle()
+    for request in requests:
+        expected = alone[request.id]
+        end = min(expected.index(token_id) for token_id in engine.decoder.eos_ids & set(expected)) + 1
+        assert whole[request.id].token_ids == expected[:end]
+        assert whole[request.id].stop_kind == "eos"
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])

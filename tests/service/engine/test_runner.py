@@ -305,3 +305,51 @@ def test_a_step_with_a_prompt_or_a_row_of_which_something_is_told_goes_verb_by_v
     row.request.report = Report(logprobs=1)
     runner.launch(StepPlan((row,), 1))
     assert (len(model.batches), model.decoded) == (2, [])
+
+
+def test_a_wing_that_cannot_repeat_rounds_is_led_from_one_to_the_next() -> None:
+    model = RecordingModel()
+    rows = decoding_rows(10, 20, rounds=4)
+    results = runner_of(model, RecordingOps()).launch(StepPlan(tuple(rows), 1, 4)).tokens()
+    assert results == (RowResult(11, later_ids=(12, 13, 14)), RowResult(21, later_ids=(22, 23, 24)))
+    assert [row.request.total for row in rows] == [6, 6]  # the engine has not been told yet
+    for ahead, batch in enumerate(model.batches):
+        requests = [request_with([9, 9, 9, 9, 9, *range(token, token + ahead + 1)], [1, 8, 3]) for token in (10, 20)]
+        alone = make_batch([ScheduledRow(request, 5 + ahead, 1, sample=True) for request in requests], BLOCK_TOKENS)
+        for name in ("token_ids", "positions", "slots", "lengths", "starts", "logit_rows"):
+            ours, theirs = getattr(batch, name), getattr(alone, name)
+            assert (ours.tolist(), ours.dtype) == (theirs.tolist(), theirs.dtype), name
+        assert batch.block_tables.tolist() == [[1, 8, 3]] * 2
+        assert batch.block_tables.dtype == torch.int32
+
+
+@pytest.mark.parametrize(("tokens", "num_told"), [((10, 43), 3), ((43, 10, 42), 3), ((45, 10), 1)])
+def test_a_round_in_which_a_row_goes_bad_is_the_last(tokens: tuple[int, ...], num_told: int) -> None:
+    class Poisoned(RecordingModel):
+        def forward(self, batch: ForwardBatch, cache: object) -> Tensor:
+            hidden = super().forward(batch, cache)
+            return torch.where(hidden == 45, torch.nan, hidden)
+
+    model = Poisoned()
+    rows = decoding_rows(*tokens, rounds=8)
+    results = runner_of(model, RecordingOps()).launch(StepPlan(tuple(rows), 1, 8)).tokens()
+    assert len(model.batches) == num_told
+    for token, result in zip(tokens, results, strict=True):
+        if token == 45:
+            assert result == RowResult(NO_ID, NOT_FINITE)
+        else:
+            last = min(token + num_told, 45)
+            assert (result.token_id, *result.later_ids) == tuple(range(token + 1, last + 1))
+
+
+def test_a_round_that_raises_leaves_the_requests_as_they_were() -> None:
+    class Broken(RecordingModel):
+        def forward(self, batch: ForwardBatch, cache: object) -> Tensor:
+            if len(self.batches) == 2:
+                raise RuntimeError("no")
+            return super().forward(batch, cache)
+
+    (row,) = decoding_rows(10, rounds=4)
+    with pytest.raises(RuntimeError, match="no"):
+        runner_of(Broken(), RecordingOps()).launch(StepPlan((row,), 1, 4))
+    assert row.request.token_ids == [9, 9, 9, 9, 9, 10]

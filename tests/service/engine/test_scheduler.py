@@ -371,7 +371,7 @@ def test_when_all_decode_a_step_is_as_many_rounds_as_end_in_time() -> None:
         carry_out(made, plan)
 
 
-def test_rounds_are_one_as_long_as_nothing_was_measured_or_the_wing_cannot_repeat_them() -> None:
+def test_rounds_are_one_as_long_as_nothing_was_measured_or_no_more_are_allowed() -> None:
     made = scheduler(max_rounds=6)
     made.add(request("a", 3))
     turn(made)
