@@ -225,6 +225,13 @@ def test_attention_in_blocks_equals_attention_in_one_call() -> None:
     assert torch.allclose(model.attend(q, k, v, pieces), wanted, atol=1e-5)
 
 
+def test_gradients_that_compiling_lost_are_found() -> None:
+    wanted = [torch.ones(3), torch.ones(4)]
+    train.check_gradients(("a", "b"), wanted, [torch.ones(3) * 1.2, torch.ones(4) * 0.8])
+    with pytest.raises(RuntimeError, match=r"wrong gradients.* 1, as of b \(\|gradient\| 0 instead of 2\)"):
+        train.check_gradients(("a", "b"), wanted, [torch.ones(3), torch.zeros(4)])
+
+
 def test_the_loss_of_held_out_rows_is_in_the_log(tokenizer: Tokenizer, settings: train.TrainSettings) -> None:
     rows = data.stream_rows([data.encode_document(tokenizer, TEXT[:200])] * 9, 64)
     torch.manual_seed(1)

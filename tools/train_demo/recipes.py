@@ -54,7 +54,7 @@ RECIPES = {
         num_workers=1,
         muon_lr=0.02,
         adam_lr=0.003,
-        minutes=6.0,
+        minutes=3.3,
         first_mix={"story": 0.03, "tale": 0.02, "book": 0.91, "chat": 0.04},
         second_mix={"story": 0.05, "tale": 0.02, "book": 0.68, "chat": 0.25},
     ),

@@ -11,7 +11,7 @@ Source: Ma et al. 2025, "BitNet b1.58 2B4T Technical Report" (weight decay only 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,18 @@ def head_loss(embedding: Tensor, states: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(functional.linear(states, embedding).float(), targets, reduction="sum")
 
 
+def check_gradients(named: Iterable[str], wanted: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    """RuntimeError where a gradient is less than half or more than twice as long as it should be."""
+    sizes = [(float(a.norm()), float(b.norm())) for a, b in zip(wanted, found, strict=True)]
+    wrong = [
+        f"{name} (|gradient| {b:.3g} instead of {a:.3g})"
+        for name, (a, b) in zip(named, sizes, strict=True)
+        if not a / 2 <= b <= 2 * a
+    ]
+    if wrong:
+        raise RuntimeError(f"compiled layers have wrong gradients, try --no-compile: {len(wrong)}, as of {wrong[0]}")
+
+
 class Run:
     """Model, optimizers and counters of one training run, with what it takes to stop and go on."""
 
@@ -113,12 +125,21 @@ class Run:
         self.progress += (1 - self.progress) * self.step_s / left_s
 
     def warm_up(self) -> None:
-        """Compile what is to be compiled, before the clock of the steps runs."""
-        if self.settings.compile:
-            row_length = next(iter(self.sampler.sets.values())).token_ids.shape[1]
-            rows = torch.zeros(self.settings.rows_per_pass, row_length, dtype=torch.int64, device=self.device)
-            self._pass(rows, torch.ones_like(rows, dtype=torch.bool))
-            self.held_out_loss()
+        """Compile what is to be compiled, before the clock of the steps runs, and see that it learns as it should.
+
+        RuntimeError where compiled gradients are not of the size of those computed operator by operator: a wrong one
+        raises nothing by itself, and the loss still falls a little by the head alone.
+        """
+        if not self.settings.compile:
+            return
+        row_length = next(iter(self.sampler.sets.values())).token_ids.shape[1]
+        shape, vocab_size = (self.settings.rows_per_pass, row_length), self.model.config.vocab_size
+        rows = torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(self.settings.seed))
+        given = rows.to(self.device), torch.ones(shape, dtype=torch.bool, device=self.device)
+        with torch.compiler.set_stance("force_eager"):
+            wanted = self._pass(*given)[1]
+        check_gradients(dict(self.model.named_parameters()), wanted, self._pass(*given)[1])
+        self.held_out_loss()
 
     def save(self) -> None:
         """Write checkpoint.pt whole or not at all."""
