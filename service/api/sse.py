@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from sse_starlette.sse import EventSourceResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service.api.answer import Answer, failure_of
 from service.api.errors import from_engine
@@ -27,13 +27,14 @@ logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def frame(event: Mapping[str, Any], *, named: bool = False) -> bytes:
     """One event. ASCII, because some clients split lines at U+2028 or U+0085, which JSON leaves bare. `named`: some
     clients look for its type, one of a few words of ours, on a line before the data."""
     name = b"event: " + event["type"].encode("ascii") + b"\n" if named else b""
-    return name + b"data: " + json.dumps(event, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n\n"
+    return name + b"data: " + _encode(event).encode("ascii") + b"\n\n"
 
 
 class EventStream(EventSourceResponse):
@@ -55,6 +56,10 @@ class EventStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             await self._reply.aclose()
+
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        """sse-starlette's, without a deadline of its own (connections have theirs): it costs as much as the frame."""
+        await send(message)
 
     async def _frames(self) -> AsyncIterator[bytes]:
         answer = self._reply.answers[0]

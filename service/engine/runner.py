@@ -135,10 +135,10 @@ class ModelRunner:
         rows = decode_batch(plan.rows, self._block_tokens)
         rounds: list[list[RowResult]] = []
         with _looking_ahead(requests):
-            for ahead in range(plan.rounds):
-                token_ids = [request.token_ids[-1] for request in requests]
-                batch = round_batch(rows, token_ids, ahead, self._block_tokens)
-                results = sample(self.model, self.model.forward(batch, self._cache), requests)
+            for batch in round_batches(rows, plan.rounds, self._block_tokens):
+                token_ids = torch.tensor([request.token_ids[-1] for request in requests])
+                hidden = self.model.forward(replace(batch, token_ids=token_ids), self._cache)
+                results = sample(self.model, hidden, requests)
                 rounds.append(results)
                 if any(result.error for result in results):
                     break
@@ -237,20 +237,16 @@ def decode_batch(rows: Sequence[ScheduledRow], block_tokens: int) -> DecodeBatch
     )
 
 
-def round_batch(rows: DecodeBatch, token_ids: Sequence[int], ahead: int, block_tokens: int) -> ForwardBatch:
-    """The batch of a round of these rows, so many rounds after their first, with what are then their newest tokens."""
-    lengths = rows.lengths + ahead
-    positions, every = (lengths - 1).long(), torch.arange(len(lengths) + 1)
+def round_batches(rows: DecodeBatch, rounds: int, block_tokens: int) -> list[ForwardBatch]:
+    """The batch of each round of these rows, all laid out at once, with the token ids of the first."""
+    every = torch.arange(len(rows.lengths) + 1)
+    positions = rows.lengths.long() - 1 + torch.arange(rounds)[:, None]
     blocks = rows.block_tables[every[:-1], positions // block_tokens].long()
-    return ForwardBatch(
-        token_ids=torch.tensor(token_ids, dtype=torch.int64),
-        positions=positions,
-        slots=blocks * block_tokens + positions % block_tokens,
-        block_tables=rows.block_tables,
-        lengths=lengths,
-        starts=every.int(),
-        logit_rows=every[:-1],
-    )
+    slots, lengths, starts = blocks * block_tokens + positions % block_tokens, (positions + 1).int(), every.int()
+    return [
+        ForwardBatch(rows.token_ids, positions[i], slots[i], rows.block_tables, lengths[i], starts, every[:-1])
+        for i in range(rounds)
+    ]
 
 
 @contextmanager

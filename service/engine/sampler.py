@@ -227,7 +227,8 @@ def choose(candidates: Candidates, requests: Sequence[Request]) -> Iterator[RowR
 def draw(ids: NDArray[np.int64], logits: NDArray[np.float32], requests: Sequence[Request]) -> NDArray[np.int64]:
     """Cut the ranked candidates [R, C] of each row and draw one: int64 [R]. Temperatures are above 0."""
     limits, typical, nucleus, minimum, temperature = columns(requests)
-    scores = top_k(logits.astype(np.float64), limits)
+    width = int(min(limits.max(), logits.shape[1]))
+    scores = top_k(logits[:, :width].astype(np.float64), limits)
     if typical.min() < 1.0:
         scores = typical_p(scores, typical)
     if nucleus.min() < 1.0:

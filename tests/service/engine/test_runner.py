@@ -331,8 +331,8 @@ def test_a_round_in_which_a_row_goes_bad_is_the_last(tokens: tuple[int, ...], nu
             return torch.where(hidden == 45, torch.nan, hidden)
 
     model = Poisoned()
-    rows = decoding_rows(*tokens, rounds=8)
-    results = runner_of(model, RecordingOps()).launch(StepPlan(tuple(rows), 1, 8)).tokens()
+    rows = decoding_rows(*tokens, rounds=7)
+    results = runner_of(model, RecordingOps()).launch(StepPlan(tuple(rows), 1, 7)).tokens()
     assert len(model.batches) == num_told
     for token, result in zip(tokens, results, strict=True):
         if token == 45:
