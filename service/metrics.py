@@ -7,16 +7,13 @@ engine's observer). Every label comes from a fixed set, so the number of series 
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
-from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 REASONS = ("stop", "length", "abort", "error")
@@ -37,7 +34,7 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self.ttft = self._histogram("time_to_first_token_seconds", "From asking to the first token", FIRST_TOKEN_S)
-        self.gaps = _Gaps()
+        self.gap = self._histogram("inter_token_latency_seconds", "Between two tokens of a generation", GAP_S)
         self.e2e = self._histogram("e2e_request_latency_seconds", "From asking to the last token", TOTAL_S)
         self.prompt = self._histogram("request_prompt_tokens", "Prompt tokens of a generation", TOKENS)
         self.generated = self._histogram("request_generation_tokens", "Tokens generated for a generation", TOKENS)
@@ -49,7 +46,6 @@ class Metrics:
         self.answers = self._counter("http_responses", "HTTP answers by status", ["status"])
         self.tokens_max = 0
         self.prompt_s = self.predicted_s = 0.0
-        self.registry.register(self.gaps)
         self.registry.register(_FromEngine(stats, self))
 
     def exposition(self) -> bytes:
@@ -70,7 +66,8 @@ class Metrics:
         self.hits.inc(num_cached)
 
     def more_tokens(self, gap_s: float, num_tokens: int) -> None:
-        self.gaps.observe(gap_s, num_tokens)
+        for _ in range(num_tokens):
+            self.gap.observe(gap_s / num_tokens)
 
     def finished(
         self, reason: str, total_s: float, num_prompt: int, num_generated: int, prompt_s: float, predicted_s: float
@@ -88,26 +85,6 @@ class Metrics:
     def answered(self, status: int) -> None:
         """An HTTP request was answered with this status."""
         self.answers.labels(str(status)).inc()
-
-
-class _Gaps(Collector):
-    """Times between tokens. They are told of every piece of every stream, where one of the library's histograms, with
-    a lock around each of its numbers and one token at a time, took a tenth of the event loop (2026-11)."""
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(GAP_S) + 1)
-        self._sum_s = 0.0
-
-    def observe(self, gap_s: float, num_tokens: int) -> None:
-        """So many tokens came so long after those before them."""
-        self._counts[bisect_left(GAP_S, gap_s / num_tokens)] += num_tokens
-        self._sum_s += gap_s
-
-    def collect(self) -> Iterator[Metric]:
-        bounds = [*map(floatToGoString, GAP_S), "+Inf"]
-        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
-        name, text = "bitnet:inter_token_latency_seconds", "Between two tokens of a generation"
-        yield HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum_s)
 
 
 class _FromEngine(Collector):

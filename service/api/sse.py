@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from sse_starlette.sse import EventSourceResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from service.api.answer import Answer, failure_of
 from service.api.errors import from_engine
@@ -56,10 +56,6 @@ class EventStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             await self._reply.aclose()
-
-    async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        """sse-starlette's, without a deadline of its own (connections have theirs): it costs as much as the frame."""
-        await send(message)
 
     async def _frames(self) -> AsyncIterator[bytes]:
         answer = self._reply.answers[0]

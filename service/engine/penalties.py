@@ -21,8 +21,6 @@ from service.engine.ragged import pad
 from service.engine.request import Request
 
 NO_ID = -1
-NUM_MARKS = 2048
-"""Ids are told apart by their remainder before they are looked up: of 256 rows that took 0.4 ms instead of 0.9."""
 F32 = NDArray[np.float32]
 
 
@@ -54,14 +52,10 @@ class Edits:
 
     def contains(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the ids [R, K] are edited in their row: bool [R, K]."""
-        rows = np.arange(len(ids))[:, None]
-        is_marked = np.zeros((len(ids), NUM_MARKS), dtype=np.bool_)
-        is_marked[rows, self.runs % NUM_MARKS] = True
-        found = is_marked[rows, ids % NUM_MARKS]  # and a few that only look like one
-        edited = (self.runs + (rows << 32)).ravel()  # one sorted list of (row, id) for all rows
-        wanted = ids[found] + (found.nonzero()[0] << 32)
-        found[found] = edited.take(edited.searchsorted(wanted), mode="clip") == wanted
-        return found
+        row = np.arange(len(ids))[:, None] << 32  # one sorted list of (row, id) for all rows
+        edited, wanted = (self.runs + row).ravel(), (ids + row).ravel()
+        found: NDArray[np.bool_] = edited.take(edited.searchsorted(wanted), mode="clip") == wanted
+        return found.reshape(ids.shape)
 
 
 def collect_edits(requests: Sequence[Request], listed: Sequence[list[int]] | None = None) -> Edits:

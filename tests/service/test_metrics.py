@@ -75,8 +75,6 @@ def test_times_and_ends_of_generations_are_counted() -> None:
     assert found["bitnet:time_to_first_token_seconds_sum", ()] == 0.2
     assert found["bitnet:inter_token_latency_seconds_count", ()] == 2
     assert found["bitnet:inter_token_latency_seconds_sum", ()] == 0.1
-    gaps = {bound: found["bitnet:inter_token_latency_seconds_bucket", (bound,)] for bound in ("0.025", "0.05", "+Inf")}
-    assert gaps == {"0.025": 0, "0.05": 2, "+Inf": 2}
     assert found["bitnet:e2e_request_latency_seconds_sum", ()] == 1.5
     assert found["bitnet:request_prompt_tokens_sum", ()] == 100
     assert found["bitnet:request_generation_tokens_sum", ()] == 3
