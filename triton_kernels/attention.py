@@ -13,6 +13,7 @@ inference" (Thinking Machines, 2025).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -204,21 +205,33 @@ def attention_kernel(
         tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
 
 
-def query_blocks(starts: list[int], num_heads: int, num_kv_heads: int, head_dim: int, device: Device) -> QueryBlocks:
-    """Cut the rows at `starts` (on the host) into blocks of query tokens, one program each.
+def query_tokens(num_heads: int, num_kv_heads: int, head_dim: int, device: Device) -> int:
+    """How many tokens of one row a query block takes."""
+    group = num_heads // num_kv_heads
+    return attention_tile(head_dim, group, device).rows // group
+
+
+def cut(starts: Sequence[int], tokens: int) -> Tensor:
+    """Cut the rows at `starts` into query blocks of `tokens`: int32 [2, N] on the host, row and first token of each.
 
     Last tokens first: they see the most keys, and a processor that begins with them is not left alone at the end.
     """
-    group = num_heads // num_kv_heads
-    tokens = attention_tile(head_dim, group, device).rows // group
     found = [
         (row, first)
         for row, (start, end) in enumerate(pairwise(starts))
         for first in reversed(range(0, end - start, tokens))
     ]
-    count = len(found)
+    return torch.tensor(found, dtype=torch.int32).view(-1, 2).T
+
+
+def query_blocks(
+    starts: Sequence[int], num_heads: int, num_kv_heads: int, head_dim: int, device: Device
+) -> QueryBlocks:
+    """The query blocks of the rows at `starts` (on the host), one program each and KV head."""
+    blocks = cut(starts, query_tokens(num_heads, num_kv_heads, head_dim, device))
+    count = blocks.shape[1]
     # both begin where 16-byte loads may, or a kernel would be compiled anew for some numbers of programs
-    table = torch.nn.functional.pad(torch.tensor(found, dtype=torch.int32).view(-1, 2).T, (0, -count % 4))
+    table = torch.nn.functional.pad(blocks, (0, -count % 4))
     row, first = table.contiguous().to(device.torch_device)[:, :count]
     return QueryBlocks(row, first, device.zeros(count, num_kv_heads, dtype=torch.int32))
 

@@ -7,6 +7,7 @@ tensors, and the function that turns running it into a replay.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -105,24 +106,28 @@ class DecodeGraphs:
         return self._captured[key]
 
 
-class Inputs:
-    """Buffers of nothing but padding rows, all in one run of bytes, so that one copy fills them.
+class Staging:
+    """Tensors of these shapes and types in one run of bytes, so that one copy fills them all; zeros when made."""
 
-    A capture may run on them without touching any request's cache.
-    """
+    def __init__(self, parts: Sequence[tuple[tuple[int, ...], torch.dtype]], device: torch.device) -> None:
+        # each begins where 16-byte loads may
+        sizes = [-(-math.prod(shape) * dtype.itemsize // 16) * 16 for shape, dtype in parts]
+        self.bytes = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
+        self.tensors = tuple(
+            run.view(dtype)[: math.prod(shape)].view(shape)
+            for run, (shape, dtype) in zip(torch.split(self.bytes, sizes), parts, strict=True)
+        )
+
+
+class Inputs(Staging):
+    """Buffers of nothing but padding rows. A capture may run on them without touching any request's cache."""
 
     def __init__(self, num_rows: int, max_blocks: int, device: torch.device) -> None:
         self.num_rows, self.max_blocks = num_rows, max_blocks
-        ids, counts = (num_rows, torch.int64), (num_rows, torch.int32)
-        parts = (ids, ids, ids, (num_rows * max_blocks, torch.int32), counts)
-        # each begins where 16-byte loads may
-        sizes = [-(-count * dtype.itemsize // 16) * 16 for count, dtype in parts]
-        self.bytes = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
-        token_ids, positions, slots, tables, lengths = (
-            part.view(dtype)[:count] for part, (count, dtype) in zip(torch.split(self.bytes, sizes), parts, strict=True)
-        )
-        self.rows = DecodeInputs(token_ids, positions, slots, tables.view(num_rows, max_blocks), lengths)
-        slots.fill_(NO_SLOT)
+        ids, counts = ((num_rows,), torch.int64), ((num_rows,), torch.int32)
+        super().__init__((ids, ids, ids, ((num_rows, max_blocks), torch.int32), counts), device)
+        self.rows = DecodeInputs(*self.tensors)
+        self.rows.slots.fill_(NO_SLOT)
 
 
 def bucket_of(num_rows: int, buckets: Sequence[int]) -> int:

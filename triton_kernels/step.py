@@ -1,4 +1,4 @@
-"""A whole step of one plan in one call: the batch is moved once, and a pure decode step is replayed as a graph.
+"""A whole step of one plan in one call: the batch is moved once, and steps of all usual sizes are replayed as graphs.
 
 Walks the plan in the order of the model's verbs, on the same kernels, so the result has the verbs' bits. Knows verbs
 and graphs and no kernel; plans and batches are read by attribute (their classes belong to the model).
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from triton_kernels.attention import QueryBlocks
+from triton_kernels.attention import QueryBlocks, cut, query_tokens
 from triton_kernels.best import NO_ID
 from triton_kernels.cache import Cache
 from triton_kernels.graphs import NO_SLOT, Capture, DecodeGraphs, DecodeInputs
+from triton_kernels.mixed import MixedGraphs, MixedInputs
 from triton_kernels.tuning import PREFILL_BUCKETS
 
 if TYPE_CHECKING:
@@ -38,6 +40,15 @@ class Rows:
     blocks: QueryBlocks
 
 
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """The captured steps of one cache."""
+
+    held: Cache
+    decode: DecodeGraphs
+    mixed: MixedGraphs
+
+
 class Step:
     """Callable as (batch, cache) -> f32 [R, H], the hidden states of batch.logit_rows before the final norm."""
 
@@ -45,41 +56,48 @@ class Step:
         self._wing = wing
         self._plan = plan
         self._capture = capture
-        self._graphs: tuple[Cache, DecodeGraphs] | None = None
+        self._graphs: Graphs | None = None
 
     def __call__(self, batch: Any, held: Cache) -> Tensor:
         here = self._wing.here
         graphs = self.graphs(held)
         num_tokens, num_rows = batch.token_ids.shape[0], batch.lengths.shape[0]
-        if graphs is not None and num_tokens == num_rows <= graphs.largest and bool((batch.starts.diff() == 1).all()):
+        is_decode = num_tokens == num_rows and bool((batch.starts.diff() == 1).all())
+        if graphs is not None and is_decode and num_rows <= graphs.decode.largest:
             inputs = DecodeInputs(batch.token_ids, batch.positions, batch.slots, batch.block_tables, batch.lengths)
-            hidden = graphs.step(inputs)
+            hidden = graphs.decode.step(inputs)
             if torch.equal(batch.logit_rows, torch.arange(num_rows)):  # nothing to choose, so nothing to send there
                 return hidden.clone()
+        elif graphs is not None and graphs.mixed.fits(num_tokens, num_rows):
+            hidden = graphs.mixed.step(batch)
         else:
             rows = self._wing.rows(batch.block_tables, batch.lengths, batch.starts, self._plan.num_heads, held)
             hidden = self.layers(here(batch.token_ids), here(batch.positions), here(batch.slots), rows, held)
         return hidden[here(batch.logit_rows)]
 
     def warm_up(self, held: Cache, max_rows: int, max_blocks: int, max_tokens: int) -> Iterator[tuple[int, int]]:
-        """Compile kernels and capture decode steps for what is to come; yields (done, total). Touches no slot.
+        """Compile kernels and capture steps for what is to come; yields (done, total). Touches no slot.
 
         Everything else would be compiled while a request waits for it.
         """
         graphs = self.graphs(held)
-        buckets = (1, 32, 64) if graphs is None else graphs.buckets_for(max_rows)
-        sizes = [size for size in TOKENS_TO_WARM if size <= max(max_tokens, TOKENS_TO_WARM[0])]
+        buckets = (1, 32, 64) if graphs is None else graphs.decode.buckets_for(max_rows)
         heads = [(num_rows, *kind) for num_rows in reversed(buckets) for kind in TOKENS_TO_RANK]
-        total = len(sizes) + len(heads) + (0 if graphs is None else len(buckets))
-        for done, size in enumerate(sizes, 1):
-            self.run_idle(size, held)
-            yield done, total
-        for done, kind in enumerate(heads, len(sizes) + 1):
+        if graphs is None:
+            sizes = [size for size in TOKENS_TO_WARM if size <= max(max_tokens, TOKENS_TO_WARM[0])]
+            total = len(sizes) + len(heads)
+            for done, size in enumerate(sizes, 1):
+                self.run_idle(size, held)
+                yield done, total
+        else:
+            total = len(graphs.mixed.sizes(max_tokens, max_rows)) + len(buckets) + len(heads)
+            for left in graphs.mixed.prepare(max_tokens, max_rows, max_blocks):
+                yield total - len(buckets) - len(heads) - left, total
+            for left in graphs.decode.prepare(max_rows, max_blocks):
+                yield total - len(heads) - left, total
+        for done, kind in enumerate(heads, total - len(heads) + 1):
             self.run_head(*kind)
             yield done, total
-        if graphs is not None:
-            for left in graphs.prepare(max_rows, max_blocks):
-                yield total - left, total
 
     def run_idle(self, num_tokens: int, held: Cache) -> Tensor:
         """A step of one padding row of many tokens: it writes nothing and attends to nothing."""
@@ -96,29 +114,35 @@ class Step:
         extra_ids = torch.full((num_rows, num_extra), NO_ID, dtype=torch.int64)
         self._wing.head_topk(x, plan.head_gain, plan.eps, plan.head, k, extra_ids)
 
-    def graphs(self, held: Cache) -> DecodeGraphs | None:
-        """The captured decode steps of this cache, or None where nothing is captured. A new cache starts anew."""
+    def graphs(self, held: Cache) -> Graphs | None:
+        """The captured steps of this cache, or None where nothing is captured. A new cache starts anew."""
         if self._capture is None:
             return None
-        if self._graphs is None or self._graphs[0] is not held:
-            run = DecodeRun(self, held)
-            self._graphs = (held, DecodeGraphs(run, self._capture, self._wing.device))
-        return self._graphs[1]
+        if self._graphs is None or self._graphs.held is not held:
+            device, num_kv_heads = self._wing.device, held.keys.shape[2]
+            tokens = query_tokens(self._plan.num_heads, num_kv_heads, held.keys.shape[4], self._wing.opened)
+            self._graphs = Graphs(
+                held,
+                DecodeGraphs(DecodeRun(self, held), self._capture, device),
+                MixedGraphs(MixedRun(self, held), self._capture, device, partial(cut, tokens=tokens), tokens),
+            )
+        return self._graphs
 
     def layers(self, token_ids: Tensor, positions: Tensor, slots: Tensor, rows: Rows, held: Cache) -> Tensor:
         """All layers on tensors of the device: f32 [T, H], the hidden states of every token."""
         wing, plan = self._wing, self._plan
-        x = wing.embed(plan.embedding, token_ids)
-        for index, layer in enumerate(plan.layers):
-            qkv = wing.ternary_linear(wing.norm_quantize(x, layer.attn_gain, plan.eps), layer.qkv)
-            q = wing.rope_write_kv(qkv, positions, plan.rope, held, index, slots)
-            a = wing.attend(q, held, index, rows)
-            sub = layer.attn_sub_gain
-            x = wing.ternary_linear(
-                wing.quantize(a) if sub is None else wing.norm_quantize(a, sub, plan.eps), layer.o, x
-            )
-            h = wing.norm_quantize(x, layer.ffn_gain, plan.eps)
-            x = wing.ternary_linear(wing.gate(h, layer.gate_up, layer.ffn_sub_gain, plan.eps, plan.act), layer.down, x)
+        with wing.launching(token_ids.shape[0]):
+            x = wing.embed(plan.embedding, token_ids)
+            for index, layer in enumerate(plan.layers):
+                qkv = wing.ternary_linear(wing.norm_quantize(x, layer.attn_gain, plan.eps), layer.qkv)
+                q = wing.rope_write_kv(qkv, positions, plan.rope, held, index, slots)
+                a = wing.attend(q, held, index, rows)
+                sub = layer.attn_sub_gain
+                codes = wing.quantize(a) if sub is None else wing.norm_quantize(a, sub, plan.eps)
+                x = wing.ternary_linear(codes, layer.o, x)
+                h = wing.norm_quantize(x, layer.ffn_gain, plan.eps)
+                gated = wing.gate(h, layer.gate_up, layer.ffn_sub_gain, plan.eps, plan.act)
+                x = wing.ternary_linear(gated, layer.down, x)
         return x
 
 
@@ -145,3 +169,20 @@ class DecodeRun:
             arrived = torch.zeros(count, self._num_kv_heads, dtype=torch.int32, device=device)
             self._fixed[count] = starts, QueryBlocks(starts[:count], firsts, arrived)
         return self._fixed[count]
+
+
+class MixedRun:
+    """Ragged rows whose query blocks come with them."""
+
+    def __init__(self, step: Step, held: Cache) -> None:
+        self._step = step
+        self._held = held
+        self._arrived: dict[int, Tensor] = {}
+
+    def __call__(self, inputs: MixedInputs) -> Tensor:
+        count, num_kv_heads = inputs.block_row.shape[0], self._held.keys.shape[2]
+        if count not in self._arrived:  # made once, so that no captured step makes it
+            self._arrived[count] = torch.zeros(count, num_kv_heads, dtype=torch.int32, device=inputs.block_row.device)
+        blocks = QueryBlocks(inputs.block_row, inputs.block_first, self._arrived[count])
+        rows = Rows(inputs.block_tables, inputs.lengths, inputs.starts, blocks)
+        return self._step.layers(inputs.token_ids, inputs.positions, inputs.slots, rows, self._held)

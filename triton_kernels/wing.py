@@ -8,6 +8,7 @@ what the host chooses from, and come in one copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -27,6 +28,9 @@ from triton_kernels.pointwise import Quantized
 from triton_kernels.step import Rows, Step
 from triton_kernels.tuning import dense_gated_tile, gated_tile
 
+OVERLAP_TOKENS = 8
+"""Steps of more tokens are launched kernel by kernel even where launches may overlap: with an H200, overlapping made 8
+rows 6 % faster and 32 and 128 rows 6 % slower (2026-11-26)."""
 SPLIT_TOKENS = 128
 """Tokens whose sums the scratch for a split K holds; more are rarely split, and get zeros of their own then."""
 
@@ -183,6 +187,17 @@ class TritonWing:
     def here(self, tensor: Tensor) -> Tensor:
         """The tensor on this wing's device."""
         return tensor.to(self._device.torch_device, non_blocking=True)
+
+    @contextmanager
+    def launching(self, num_tokens: int) -> Iterator[None]:
+        """While the kernels of a step of so many tokens are launched."""
+        device = self._device
+        if num_tokens > OVERLAP_TOKENS:
+            self._device = replace(device, pdl=False)
+        try:
+            yield
+        finally:
+            self._device = device
 
     def _gain(self, gain: Tensor) -> Tensor:
         """A gain on the device, moved there once for as long as the given tensor lives."""

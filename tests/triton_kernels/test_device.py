@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import triton_kernels
 from triton_kernels.device import Found, open_device, refusal
+from triton_kernels.wing import OVERLAP_TOKENS, TritonWing
 
 H100 = Found(has_triton=True, device_name="NVIDIA H100", capability=(9, 0), is_amd=False)
 
@@ -51,3 +53,15 @@ def test_importing_the_package_loads_neither_triton_nor_torch() -> None:
 
 def test_launches_do_not_overlap_where_the_hardware_cannot() -> None:
     assert not open_device(torch.device("cpu"), pdl=True).pdl
+
+
+def test_launches_overlap_in_steps_of_few_tokens_only() -> None:
+    device = replace(open_device(torch.device("cpu")), pdl=True)
+    wing = TritonWing(device, "a test")
+    for num_tokens, overlaps in ((1, True), (OVERLAP_TOKENS, True), (OVERLAP_TOKENS + 1, False)):
+        with wing.launching(num_tokens):
+            assert wing.opened.pdl is overlaps
+        assert wing.opened is device
+    with pytest.raises(RuntimeError), wing.launching(64):
+        raise RuntimeError
+    assert wing.opened is device

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.triton_kernels.fake_capture import FakeCapture
+from triton_kernels.attention import cut
 from triton_kernels.graphs import BUCKETS, DecodeGraphs, DecodeInputs, Inputs, table_width, tensors
+from triton_kernels.mixed import ROWS, TOKENS, MixedGraphs, MixedInputs
+
+BLOCK_TOKENS = 4
+"""Query tokens of a block."""
 
 
 class Seen:
@@ -120,3 +128,117 @@ def test_all_inputs_are_one_run_of_bytes_where_16_byte_loads_may_begin() -> None
 
 def test_table_widths_are_few() -> None:
     assert [table_width(n) for n in (1, 16, 17, 128, 129)] == [16, 16, 32, 128, 256]
+
+
+@dataclass
+class Batch:
+    """Rows of so many new tokens each."""
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    block_tables: Tensor
+    lengths: Tensor
+    starts: Tensor
+
+
+def batch_of(counts: list[int], width: int, seed: int) -> Batch:
+    rng = torch.Generator().manual_seed(seed)
+    total = sum(counts)
+    before = torch.randint(0, 9, (len(counts),), generator=rng)
+    return Batch(
+        torch.randint(1, 500, (total,), generator=rng),
+        torch.randint(0, 90, (total,), generator=rng),
+        torch.randint(0, 64, (total,), generator=rng),
+        torch.randint(1, 9, (len(counts), width), generator=rng, dtype=torch.int32),
+        (before + torch.tensor(counts)).int(),
+        torch.tensor([0, *torch.tensor(counts).cumsum(0)], dtype=torch.int32),
+    )
+
+
+class Attends:
+    """Stands in for the model: a number per token made of its own inputs and those of the row its query block names."""
+
+    def __init__(self) -> None:
+        self.inputs: list[MixedInputs] = []
+
+    def __call__(self, inputs: MixedInputs) -> Tensor:
+        self.inputs.append(inputs)
+        own = inputs.token_ids + 1000 * inputs.positions + 7 * inputs.slots
+        of_row = torch.zeros_like(own)
+        for row, first in zip(inputs.block_row.tolist(), inputs.block_first.tolist(), strict=True):
+            start, end = inputs.starts[row : row + 2].tolist()
+            assert first < end - start or row == len(inputs.lengths) - 1
+            place = slice(start + first, min(start + first + BLOCK_TOKENS, end))
+            assert not of_row[place].any(), "two query blocks for one token"
+            of_row[place] = int(inputs.lengths[row]) + 100 * int(inputs.block_tables[row].sum()) or -1
+        assert of_row.all(), "a token in no query block"
+        return torch.stack([own, of_row], dim=1)
+
+
+def wanted_of(batch: Batch) -> Tensor:
+    own = batch.token_ids + 1000 * batch.positions + 7 * batch.slots
+    of_row = (batch.lengths + 100 * batch.block_tables.sum(1)).repeat_interleave(batch.starts.diff())
+    return torch.stack([own, of_row], dim=1)
+
+
+def mixed() -> tuple[MixedGraphs, Attends, FakeCapture]:
+    run, capture = Attends(), FakeCapture()
+    blocks = partial(cut, tokens=BLOCK_TOKENS)
+    graphs = MixedGraphs(run, capture, torch.device("cpu"), blocks, BLOCK_TOKENS, tokens=(8, 16, 32), rows=(3, 6))
+    return graphs, run, capture
+
+
+def test_every_token_of_a_mixed_step_gets_its_own_result_whatever_was_there_before() -> None:
+    graphs, _, _ = mixed()
+    steps = [[5, 1, 1, 9, 1], [8], [1, 1], [7, 1], [1] * 5, [31, 1], [2, 3], [32]]
+    for seed, counts in enumerate(steps):
+        batch = batch_of(counts, 1 + seed % 3, seed)
+        got = graphs.step(batch)
+        assert torch.equal(got, wanted_of(batch)), counts
+
+
+def test_padding_tokens_are_in_a_row_without_keys_and_written_nowhere() -> None:
+    graphs, run, _ = mixed()
+    for counts, rows in (([3, 8, 4, 1, 1], 6), ([3, 2], 3)):
+        graphs.step(batch_of(counts, 2, 1))
+        last, used = run.inputs[-1], sum(counts)
+        assert last.starts[len(counts) :].tolist() == [used] * (rows - len(counts)) + [len(last.slots)]
+        assert set(last.slots[used:].tolist()) == {-1}
+        assert set(last.lengths[len(counts) :].tolist()) == {0}
+
+
+def test_a_mixed_capture_runs_on_padding_only_and_once_for_each_size() -> None:
+    graphs, run, capture = mixed()
+    assert graphs.sizes(16, 2) == [(16, 3), (8, 3)]
+    assert graphs.sizes(99, 99) == [(32, 6), (32, 3), (16, 6), (16, 3), (8, 6), (8, 3)]
+    assert list(graphs.prepare(99, 99, 40)) == [5, 4, 3, 2, 1, 0]
+    for inputs in run.inputs:
+        assert set(inputs.slots.tolist()) == {-1}
+        assert not inputs.lengths.any()
+        assert not inputs.starts[:-1].any()
+    for counts in ([5, 1], [2, 6, 8], [32]):
+        graphs.step(batch_of(counts, 2, 3))
+    assert (capture.num_captures, capture.num_replays) == (6, 3)
+
+
+def test_steps_past_the_largest_size_do_not_fit() -> None:
+    graphs, _, _ = mixed()
+    assert graphs.fits(32, 5)
+    assert not graphs.fits(33, 1)
+    assert not graphs.fits(32, 6)
+    assert not graphs.fits(0, 0)
+    assert tuple(sorted(TOKENS)) == TOKENS
+    assert all(size % 16 == 0 for size in TOKENS)
+    assert ROWS[-1] == BUCKETS[-1] + 1
+
+
+@pytest.mark.parametrize("block_tokens", [1, 3, 4])
+def test_query_blocks_of_any_rows_fit_their_buffer(block_tokens: int) -> None:
+    rng = torch.Generator().manual_seed(4)
+    for _ in range(60):
+        num_rows = int(torch.randint(1, 6, (1,), generator=rng))
+        counts = torch.randint(1, 8, (num_rows,), generator=rng).tolist()
+        batch = batch_of(counts, 1, 5)
+        blocks = cut(batch.starts.tolist(), block_tokens)
+        assert blocks.shape[1] <= sum(counts) // block_tokens + num_rows
