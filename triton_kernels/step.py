@@ -17,8 +17,11 @@ from torch import Tensor
 from triton_kernels.attention import QueryBlocks, cut, query_tokens
 from triton_kernels.best import NO_ID
 from triton_kernels.cache import Cache
+from triton_kernels.device import Device
+from triton_kernels.draw import Draws, advance
 from triton_kernels.graphs import NO_SLOT, Capture, DecodeGraphs, DecodeInputs
 from triton_kernels.mixed import MixedGraphs, MixedInputs
+from triton_kernels.rounds import PLAIN, DrawGraphs, RoundGraphs
 from triton_kernels.tuning import PREFILL_BUCKETS
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ class Graphs:
     held: Cache
     decode: DecodeGraphs
     mixed: MixedGraphs
+    rounds: RoundGraphs
 
 
 class Step:
@@ -57,6 +61,30 @@ class Step:
         self._plan = plan
         self._capture = capture
         self._graphs: Graphs | None = None
+        self._draws = None if capture is None else DrawGraphs(self.tokens, capture, wing.device, plan.hidden_size)
+
+    @property
+    def plan(self) -> Any:
+        return self._plan
+
+    @property
+    def device(self) -> Device:
+        return self._wing.opened
+
+    def draw(self, hidden: Tensor, draws: Any) -> Tensor:
+        """Hidden states f32 [R, H] and a `DrawBatch` of one round -> the next token of each row, int64 [R]."""
+        assert self._draws is not None
+        return self._draws(self._wing.here(hidden), draws)
+
+    def decode(self, rows: Any, draws: Any, held: Cache) -> Tensor:
+        """A `DecodeBatch` and a `DrawBatch` -> the tokens of all its rounds, int64 [rounds, B]."""
+        graphs = self.graphs(held)
+        assert graphs is not None
+        return graphs.rounds(rows, draws, held.keys.shape[3])
+
+    def tokens(self, hidden: Tensor, draws: Draws, drawn: Tensor, candidates: int) -> None:
+        """The tokens of a turn into `drawn`, all on the device."""
+        self._wing.tokens(self._plan, hidden, draws, drawn, candidates)
 
     def __call__(self, batch: Any, held: Cache) -> Tensor:
         here = self._wing.here
@@ -90,11 +118,19 @@ class Step:
                 self.run_idle(size, held)
                 yield done, total
         else:
-            total = len(graphs.mixed.sizes(max_tokens, max_rows)) + len(buckets) + len(heads)
+            plain = (
+                [] if self._plan.head.is_rescored else [(size, room) for size in reversed(buckets) for room in PLAIN]
+            )
+            total = len(graphs.mixed.sizes(max_tokens, max_rows)) + len(buckets) + len(plain) + len(heads)
             for left in graphs.mixed.prepare(max_tokens, max_rows, max_blocks):
-                yield total - len(buckets) - len(heads) - left, total
+                yield total - len(buckets) - len(plain) - len(heads) - left, total
             for left in graphs.decode.prepare(max_rows, max_blocks):
-                yield total - len(heads) - left, total
+                yield total - len(plain) - len(heads) - left, total
+            for done, (num_rows, room) in enumerate(plain, total - len(plain) - len(heads) + 1):
+                graphs.rounds.prepare(num_rows, max_blocks, room)
+                assert self._draws is not None
+                self._draws.prepare(num_rows, room)
+                yield done, total
         for done, kind in enumerate(heads, total - len(heads) + 1):
             self.run_head(*kind)
             yield done, total
@@ -125,6 +161,7 @@ class Step:
                 held,
                 DecodeGraphs(DecodeRun(self, held), self._capture, device),
                 MixedGraphs(MixedRun(self, held), self._capture, device, partial(cut, tokens=tokens), tokens),
+                RoundGraphs(RoundRun(self, held), self._capture, device),
             )
         return self._graphs
 
@@ -169,6 +206,20 @@ class DecodeRun:
             arrived = torch.zeros(count, self._num_kv_heads, dtype=torch.int32, device=device)
             self._fixed[count] = starts, QueryBlocks(starts[:count], firsts, arrived)
         return self._fixed[count]
+
+
+class RoundRun:
+    """A decode step, the draw of its tokens, and the inputs of the next round in place of its own."""
+
+    def __init__(self, step: Step, held: Cache) -> None:
+        self._step = step
+        self._block_tokens = held.keys.shape[3]
+        self._decode = DecodeRun(step, held)
+
+    def __call__(self, inputs: DecodeInputs, draws: Draws, drawn: Tensor, candidates: int) -> None:
+        self._step.tokens(self._decode(inputs), draws, drawn, candidates)
+        own = inputs.token_ids, inputs.positions, inputs.slots, inputs.lengths
+        advance(*own, inputs.block_tables, draws.turn, drawn, self._block_tokens, self._step.device)
 
 
 class MixedRun:

@@ -21,6 +21,7 @@ from triton_kernels.attention import paged_attention, query_blocks
 from triton_kernels.best import BestTokens
 from triton_kernels.cache import Cache, RopeTables
 from triton_kernels.device import Device
+from triton_kernels.draw import Draws, choose, edit
 from triton_kernels.graphs import Capture
 from triton_kernels.head import Table
 from triton_kernels.pack import Weights
@@ -53,6 +54,7 @@ class TritonWing:
         self._capture = capture
         self._sums = device.zeros(0, dtype=torch.int32)
         self._gains = WeakIdKeyDictionary()
+        self._step: Step | None = None
         self._best: dict[tuple[int, int, float], tuple[Table, Tensor, BestTokens]] = {}
 
     def pack(self, segments: Sequence[tuple[Tensor, Tensor]]) -> Weights:
@@ -145,7 +147,13 @@ class TritonWing:
         return self._best[key][2]
 
     def compile(self, plan: Any) -> Callable[[Any, Cache], Tensor]:
-        return Step(self, plan, None if self._capture is None else self._capture())
+        return self._step_of(plan)
+
+    def _step_of(self, plan: Any) -> Step:
+        """What runs this plan's steps, draws and rounds, with one store of captures for all of them."""
+        if self._step is None or self._step.plan is not plan:
+            self._step = Step(self, plan, None if self._capture is None else self._capture())
+        return self._step
 
     def warm_up(
         self, step: Any, cache_: Cache, max_rows: int, max_blocks: int, max_tokens: int
@@ -153,11 +161,21 @@ class TritonWing:
         if step is not None:
             yield from step.warm_up(cache_, max_rows, max_blocks, max_tokens)
 
-    def compile_draw(self, plan: Any) -> None:
-        """None: the engine draws from what `head_topk` ranks."""
+    def compile_draw(self, plan: Any) -> Callable[[Tensor, Any], Tensor] | None:
+        """None where nothing is captured, and with a head whose logits are not all at hand: the engine draws then."""
+        return None if self._capture is None or plan.head.is_rescored else self._step_of(plan).draw
 
-    def compile_decode(self, plan: Any) -> None:
-        """None: the engine repeats forward and draw."""
+    def compile_decode(self, plan: Any) -> Callable[[Any, Any, Cache], Tensor] | None:
+        """None likewise."""
+        return None if self._capture is None or plan.head.is_rescored else self._step_of(plan).decode
+
+    def tokens(self, plan: Any, hidden: Tensor, draws: Draws, drawn: Tensor, candidates: int) -> None:
+        """The next token of each row of hidden f32 [R, H], on the device, into its place in `drawn`."""
+        logits = self.head(hidden, plan.head_gain, plan.eps, plan.head)
+        edit(logits, draws, drawn, self._device)
+        none = torch.empty(logits.shape[0], 0, dtype=torch.int64, device=self.device)
+        ids, best = ranking.top(logits, candidates, none, self._device)
+        choose(ids, best, draws, drawn, self._device)
 
     def set_threads(self, n: int) -> None:
         """The host's threads have no part in a step on this device."""

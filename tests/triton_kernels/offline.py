@@ -26,6 +26,7 @@ from triton_kernels.device import Device
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
     torch.bfloat16: "*bf16",
     torch.int8: "*i8",
     torch.int32: "*i32",

@@ -19,6 +19,7 @@ from tests.triton_kernels.offline import Built, Launch, Recorder, amd, build, cu
 from triton_kernels.attention import QueryBlocks, paged_attention
 from triton_kernels.cache import RopeTables, new_cache, rope_write_kv
 from triton_kernels.dense_gated import dense_gated
+from triton_kernels.draw import Draws, advance, choose, edit
 from triton_kernels.gated import gated_linear
 from triton_kernels.head import Table, head
 from triton_kernels.linear import ternary_linear
@@ -26,6 +27,7 @@ from triton_kernels.pack import Dense, Weights, padded
 from triton_kernels.pointwise import embed, gate_quantize, new_quantized, quantize
 from triton_kernels.ranking import sort_keys
 from triton_kernels.rescore import exact_logits
+from triton_kernels.rounds import Room, draw_parts
 from triton_kernels.selection import in_order, select
 from triton_kernels.tuning import dense_gated_tile, linear_tile
 
@@ -105,6 +107,16 @@ def output(device: Recorder, dtype: torch.dtype) -> None:
 def rescored(device: Recorder) -> None:
     table = Table(None, meta(VOCAB, HIDDEN, dtype=torch.bfloat16), None, None, HIDDEN)
     exact_logits(meta(4, HIDDEN), meta(HIDDEN), 1e-5, table, meta(4, 104, dtype=torch.int64), device)
+
+
+def draw(device: Recorder) -> None:
+    room = Room(candidates=64, window=64, biases=16, rounds=8)
+    draws = Draws(*(meta(*shape, dtype=dtype) for shape, dtype in draw_parts(4, room)))
+    drawn, ids = meta(8, 4, dtype=torch.int64), meta(4, dtype=torch.int64)
+    edit(meta(4, VOCAB), draws, drawn, device)
+    choose(meta(4, 64, dtype=torch.int64), meta(4, 64), draws, drawn, device)
+    counts, tables = meta(4, dtype=torch.int32), meta(4, 32, dtype=torch.int32)
+    advance(ids, ids, ids, counts, tables, draws.turn, drawn, 32, device)
 
 
 def best(device: Recorder, k: int) -> None:
@@ -323,6 +335,9 @@ CASES = {
         {"HMMA": 32, "LDGSTS.E.BYPASS.128": 8},
         {"HGMMA": 4, "LDGSTS.E.BYPASS.128": 8},
     ),
+    "biases and penalties": Case(draw, "edit_kernel", 216, 2, {"RED": 1, "LDG": 6}, {"RED": 1, "LDG": 6}),
+    "a draw": Case(draw, "choose_kernel", 128, 1, {"DFMA": 8, "SHFL": 8}, {"DFMA": 8, "SHFL": 8}),
+    "the next round": Case(draw, "advance_kernel", 40, 1, {"STG": 4}, {"STG": 4}),
     "logits and ids as one number": Case(
         lambda device: sort_keys(meta(4, VOCAB), device),
         "key_kernel",
