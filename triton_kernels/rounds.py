@@ -25,7 +25,7 @@ FEWEST_BIASES = 16
 FEWEST_ROUNDS = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Room:
     """What a capture has room for: candidates (1: the best alone), tokens of a window, biases, rounds."""
 
@@ -33,6 +33,15 @@ class Room:
     window: int
     biases: int
     rounds: int
+
+    def holds(self, other: Room) -> bool:
+        """Whether the other's draws fit: more candidates would only cost time, so they must be as many."""
+        return (
+            self.candidates == other.candidates
+            and self.window >= other.window
+            and self.biases >= other.biases
+            and self.rounds >= other.rounds
+        )
 
 
 PLAIN = tuple(Room(candidates, rounded(1), FEWEST_BIASES, FEWEST_ROUNDS) for candidates in (1, rounded(1)))
@@ -115,8 +124,7 @@ class DrawGraphs:
 
     def _some(self, hidden: Tensor, batch: Any) -> Tensor:
         num_rows = hidden.shape[0]
-        size = bucket_of(num_rows, self._buckets), room_for(batch)
-        states, static, drawn, replay = self._ready(size)
+        size, states, static, drawn, replay = self._ready((bucket_of(num_rows, self._buckets), room_for(batch)))
         given = Staging(draw_parts(*size), torch.device("cpu"))
         fill_draws(Draws(*given.tensors), batch)
         states[:num_rows].copy_(hidden)
@@ -124,7 +132,8 @@ class DrawGraphs:
         replay()
         return drawn[0, :num_rows].cpu()
 
-    def _ready(self, size: tuple[int, Room]) -> tuple[Tensor, Staging, Tensor, Callable[[], None]]:
+    def _ready(self, size: tuple[int, Room]) -> tuple[tuple[int, Room], Tensor, Staging, Tensor, Callable[[], None]]:
+        size = min((key for key in self._captured if key[0] == size[0] and key[1].holds(size[1])), default=size)
         if size not in self._captured:
             num_rows, room = size
             states = torch.zeros(num_rows, self._width, device=self._device)
@@ -137,7 +146,7 @@ class DrawGraphs:
 
             _, replay = self._capture(work)
             self._captured[size] = (states, static, drawn, replay)
-        return self._captured[size]
+        return (size, *self._captured[size])
 
 
 class RoundGraphs:
@@ -164,8 +173,8 @@ class RoundGraphs:
 
     def _some(self, rows: Any, batch: Any, block_tokens: int) -> Tensor:
         rounds, num_rows = batch.randoms.shape
-        size = bucket_of(num_rows, self._buckets), table_width(rows.block_tables.shape[1]), room_for(batch)
-        static, drawn, replay = self._ready(size)
+        width = table_width(rows.block_tables.shape[1])
+        size, static, drawn, replay = self._ready((bucket_of(num_rows, self._buckets), width, room_for(batch)))
         given = Staging(round_parts(*size), torch.device("cpu"))
         fill_rows(DecodeInputs(*given.tensors[:5]), rows, block_tokens)
         fill_draws(Draws(*given.tensors[5:]), batch)
@@ -174,7 +183,10 @@ class RoundGraphs:
             replay()
         return drawn[:rounds, :num_rows].cpu()
 
-    def _ready(self, size: tuple[int, int, Room]) -> tuple[Staging, Tensor, Callable[[], None]]:
+    def _ready(self, size: tuple[int, int, Room]) -> tuple[tuple[int, int, Room], Staging, Tensor, Callable[[], None]]:
+        num_rows, width, room = size
+        larger = (key for key in self._captured if key[0] == num_rows and key[1] >= width and key[2].holds(room))
+        size = min(larger, default=size)
         if size not in self._captured:
             num_rows, width, room = size
             drawn = torch.zeros(room.rounds, num_rows, dtype=torch.int64, device=self._device)
@@ -188,7 +200,7 @@ class RoundGraphs:
 
             _, replay = self._capture(work)
             self._captured[size] = (static, drawn, replay)
-        return self._captured[size]
+        return (size, *self._captured[size])
 
 
 def round_parts(num_rows: int, width: int, room: Room) -> Sequence[tuple[tuple[int, ...], torch.dtype]]:

@@ -231,3 +231,19 @@ def test_an_engine_says_the_same_with_tokens_drawn_on_the_device_and_on_the_host
         answers.append(said)
     assert answers[0] == answers[1] == answers[2]
     assert {len(tokens) for tokens in answers[0].values()} == {5}
+
+
+def test_a_capture_with_more_room_serves_what_needs_less(folder: Path) -> None:
+    capture = FakeCapture()
+    one = load_model(folder, TritonWing(CPU, "a test", lambda: capture), head_dtype="bf16")
+    assert one.decode is not None
+    batch = draw_batch([request_of(prompt, temperature=0.0) for prompt in PROMPTS])
+    traffic, _, rows = prefilled(one, PROMPTS)
+    wide = torch.nn.functional.pad(rows.block_tables, (0, 30))
+    first = one.decode(DecodeBatch(rows.token_ids, rows.lengths, wide), batch, traffic.cache)
+    before = capture.num_captures
+    assert torch.equal(one.decode(rows, batch, traffic.cache), first)
+    assert capture.num_captures == before
+    assert Room(64, 128, 16, 8).holds(Room(64, 64, 16, 8))
+    assert not Room(64, 64, 16, 8).holds(Room(1, 64, 16, 8))
+    assert not Room(64, 64, 16, 8).holds(Room(64, 128, 16, 8))
