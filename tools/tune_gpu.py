@@ -31,10 +31,11 @@ from tools.tuner import BUCKETS, Rows, Tuner, passed_over
 from tools.tuning_candidates import Tile, attention_candidates, choose
 from tools.tuning_compiler import AttentionJob, Compilers, spare_cores
 from tools.tuning_linears import tune_gated, tune_linears
-from triton_kernels.attention import paged_attention, query_blocks
+from triton_kernels.attention import paged_attention
 from triton_kernels.cache import new_cache
 from triton_kernels.device import Device, open_device
 from triton_kernels.graphs import CudaCapture
+from triton_kernels.query_blocks import query_blocks
 from triton_kernels.tuning import LAUNCH_KEY, TABLE, attention_key, attention_tile, read_table
 
 KINDS = ("attention", "linear", "gated", "launch")

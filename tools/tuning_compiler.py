@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from triton_kernels.attention import QueryBlocks, attend
+from triton_kernels.attention import attend
 from triton_kernels.cache import new_cache
 from triton_kernels.dense_gated import dense_gated
 from triton_kernels.device import Device
@@ -24,6 +24,7 @@ from triton_kernels.gated import gated_linear
 from triton_kernels.linear import ternary_linear
 from triton_kernels.pack import Dense, Weights, padded
 from triton_kernels.pointwise import new_quantized
+from triton_kernels.query_blocks import QueryBlocks
 from triton_kernels.tuning import AttentionTile, DenseTile, LinearTile
 
 

@@ -13,9 +13,6 @@ inference" (Thinking Machines, 2025).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import triton
@@ -26,6 +23,7 @@ from triton_kernels.bf16 import high_low
 from triton_kernels.cache import Cache
 from triton_kernels.chain import allow_successor, ask_for_rows, wait_for_predecessor
 from triton_kernels.device import Device
+from triton_kernels.query_blocks import QueryBlocks
 from triton_kernels.splits import merge, next_keys
 from triton_kernels.tuning import AttentionTile, attention_tile, power_of_two
 
@@ -33,19 +31,6 @@ PROGRAMS_A_PROCESSOR = 8
 MERGED_AT_ONCE = 4
 MERGED_ROWS = 16
 """Rows and splits that are merged side by side: what registers hold beside what attention needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueryBlocks:
-    """Which query tokens each program takes: row[i] int32 and, inside that row, the tokens from first[i] int32.
-
-    arrived int32 [programs, Hkv] counts the programs that share a query block and its splits; zeros, and zeros again
-    when the work queued on it is done.
-    """
-
-    row: Tensor
-    first: Tensor
-    arrived: Tensor
 
 
 @triton.jit
@@ -203,37 +188,6 @@ def attention_kernel(
     else:
         result = tl.math.div_rn(all_weighted, tl.where(all_total == 0.0, 1.0, all_total)[:, None])
         tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
-
-
-def query_tokens(num_heads: int, num_kv_heads: int, head_dim: int, device: Device) -> int:
-    """How many tokens of one row a query block takes."""
-    group = num_heads // num_kv_heads
-    return attention_tile(head_dim, group, device).rows // group
-
-
-def cut(starts: Sequence[int], tokens: int) -> Tensor:
-    """Cut the rows at `starts` into query blocks of `tokens`: int32 [2, N] on the host, row and first token of each.
-
-    Last tokens first: they see the most keys, and a processor that begins with them is not left alone at the end.
-    """
-    found = [
-        (row, first)
-        for row, (start, end) in enumerate(pairwise(starts))
-        for first in reversed(range(0, end - start, tokens))
-    ]
-    return torch.tensor(found, dtype=torch.int32).view(-1, 2).T
-
-
-def query_blocks(
-    starts: Sequence[int], num_heads: int, num_kv_heads: int, head_dim: int, device: Device
-) -> QueryBlocks:
-    """The query blocks of the rows at `starts` (on the host), one program each and KV head."""
-    blocks = cut(starts, query_tokens(num_heads, num_kv_heads, head_dim, device))
-    count = blocks.shape[1]
-    # both begin where 16-byte loads may, or a kernel would be compiled anew for some numbers of programs
-    table = torch.nn.functional.pad(blocks, (0, -count % 4))
-    row, first = table.contiguous().to(device.torch_device)[:, :count]
-    return QueryBlocks(row, first, device.zeros(count, num_kv_heads, dtype=torch.int32))
 
 
 def paged_attention(

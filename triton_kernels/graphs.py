@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,30 @@ class Capture(Protocol):
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]: ...
 
 
+Size = TypeVar("Size", bound=tuple[Any, ...])
+Made = TypeVar("Made")
+
+
+class Captures(Generic[Size, Made]):
+    """What was captured, by size: asked for one, gives the smallest that holds it, and makes what is missing."""
+
+    def __init__(self, make: Callable[[Size], Made], holds: Callable[[Size, Size], bool]) -> None:
+        self._make = make
+        self._holds = holds
+        self._made: dict[Size, Made] = {}
+
+    def __call__(self, size: Size) -> Made:
+        if size not in self._made:
+            larger = min((made for made in self._made if self._holds(made, size)), default=None)
+            self._made[size] = self._make(size) if larger is None else self._made[larger]
+        return self._made[size]
+
+
+def same_but_wider(made: tuple[int, ...], size: tuple[int, ...]) -> bool:
+    """The same size with as many blocks of the table, its last number, or more."""
+    return made[:-1] == size[:-1] and made[-1] >= size[-1]
+
+
 class DecodeGraphs:
     """Captured steps of one cache, by (rows, blocks of the table); what is missing is captured when first needed.
 
@@ -58,7 +82,7 @@ class DecodeGraphs:
         self._capture = capture
         self._device = device
         self._buckets = tuple(sorted(buckets))
-        self._captured: dict[tuple[int, int], tuple[Inputs, Tensor, Callable[[], None]]] = {}
+        self._captured = Captures(self._made, same_but_wider)
 
     @property
     def largest(self) -> int:
@@ -70,7 +94,7 @@ class DecodeGraphs:
         `inputs` may be on the host. The returned tensor is overwritten by the next step of the same bucket.
         """
         num_rows, width = inputs.block_tables.shape
-        static, result, replay = self._ready(self.bucket(num_rows), table_width(width))
+        static, result, replay = self._captured((self.bucket(num_rows), table_width(width)))
         given = Inputs(static.num_rows, static.max_blocks, torch.device("cpu"))
         for buffer, values in zip(tensors(given.rows), tensors(inputs), strict=True):
             buffer[:num_rows].narrow(-1, 0, values.shape[-1]).copy_(values)
@@ -89,21 +113,16 @@ class DecodeGraphs:
         """
         buckets = self.buckets_for(max_rows)
         for left, bucket in zip(range(len(buckets) - 1, -1, -1), reversed(buckets), strict=True):
-            self._ready(bucket, table_width(max_blocks))
+            self._captured((bucket, table_width(max_blocks)))
             yield left
 
     def bucket(self, num_rows: int) -> int:
         """The smallest bucket that holds this many rows; ValueError past the largest."""
         return bucket_of(num_rows, self._buckets)
 
-    def _ready(self, bucket: int, width: int) -> tuple[Inputs, Tensor, Callable[[], None]]:
-        wider = [key for key in self._captured if key[0] == bucket and key[1] >= width]
-        key = min(wider, default=(bucket, width))
-        if key not in self._captured:
-            static = Inputs(bucket, width, self._device)
-            result, replay = self._capture(lambda: self._run(static.rows))
-            self._captured[key] = (static, result, replay)
-        return self._captured[key]
+    def _made(self, size: tuple[int, int]) -> tuple[Inputs, Tensor, Callable[[], None]]:
+        static = Inputs(*size, self._device)
+        return static, *self._capture(lambda: self._run(static.rows))
 
 
 class Staging:

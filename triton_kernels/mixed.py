@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_kernels.graphs import NO_SLOT, Capture, Staging, bucket_of, table_width
+from triton_kernels.graphs import NO_SLOT, Capture, Captures, Staging, bucket_of, same_but_wider, table_width
 
 TOKENS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 ROWS = (8, 64, 257)
@@ -66,7 +66,7 @@ class MixedGraphs:
         self._device = device
         self._cut, self._block_tokens = cut, block_tokens
         self._tokens, self._rows = tuple(sorted(tokens)), tuple(sorted(rows))
-        self._captured: dict[tuple[int, int, int], tuple[Padded, Tensor, Callable[[], None]]] = {}
+        self._captured = Captures(self._made, same_but_wider)
 
     def fits(self, num_tokens: int, num_rows: int) -> bool:
         return 0 < num_tokens <= self._tokens[-1] and num_rows < self._rows[-1]
@@ -78,7 +78,7 @@ class MixedGraphs:
         """
         num_tokens, (num_rows, width) = batch.token_ids.shape[0], batch.block_tables.shape
         size = bucket_of(num_tokens, self._tokens), bucket_of(num_rows + 1, self._rows), table_width(width)
-        static, result, replay = self._ready(size)
+        static, result, replay = self._captured(size)
         given = self._padded(static.size, batch)
         static.bytes.copy_(given.bytes, non_blocking=True)
         replay()
@@ -94,18 +94,13 @@ class MixedGraphs:
         """Capture what steps may need for tables of up to `max_blocks`; yields how many are left."""
         sizes = self.sizes(max_tokens, max_rows)
         for left, size in zip(range(len(sizes) - 1, -1, -1), sizes, strict=True):
-            self._ready((*size, table_width(max_blocks)))
+            self._captured((*size, table_width(max_blocks)))
             yield left
 
-    def _ready(self, size: tuple[int, int, int]) -> tuple[Padded, Tensor, Callable[[], None]]:
-        wider = [key for key in self._captured if key[:2] == size[:2] and key[2] >= size[2]]
-        key = min(wider, default=size)
-        if key not in self._captured:
-            static = Padded(key, self._block_tokens, self._device)
-            static.bytes.copy_(self._padded(key, None).bytes)
-            result, replay = self._capture(lambda: self._run(static.inputs))
-            self._captured[key] = (static, result, replay)
-        return self._captured[key]
+    def _made(self, size: tuple[int, int, int]) -> tuple[Padded, Tensor, Callable[[], None]]:
+        static = Padded(size, self._block_tokens, self._device)
+        static.bytes.copy_(self._padded(size, None).bytes)
+        return static, *self._capture(lambda: self._run(static.inputs))
 
     def _padded(self, size: tuple[int, int, int], batch: Any | None) -> Padded:
         """Inputs on the host: a batch in front of the padding, or nothing but padding."""

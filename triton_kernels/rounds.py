@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_kernels.best import rounded
+from triton_kernels.best import NO_ID, rounded
 from triton_kernels.draw import NUM_PARAMETERS, Draws
-from triton_kernels.graphs import BUCKETS, NO_SLOT, Capture, DecodeInputs, Staging, bucket_of, table_width
+from triton_kernels.graphs import BUCKETS, NO_SLOT, Capture, Captures, DecodeInputs, Staging, bucket_of, table_width
 from triton_kernels.tuning import power_of_two
 
-NO_ID = -1
 FEWEST_BIASES = 16
 FEWEST_ROUNDS = 8
 
@@ -46,6 +45,15 @@ class Room:
 
 PLAIN = tuple(Room(candidates, rounded(1), FEWEST_BIASES, FEWEST_ROUNDS) for candidates in (1, rounded(1)))
 """What the greedy and the default draws need."""
+
+DrawSize = tuple[int, Room]
+"""Rows and room."""
+RoundSize = tuple[int, int, Room]
+"""Rows, blocks of the table, and room."""
+CapturedDraw = tuple[DrawSize, Tensor, Staging, Tensor, Callable[[], None]]
+"""Its size, hidden states, draws, tokens, and what runs it again."""
+CapturedRound = tuple[RoundSize, Staging, Tensor, Callable[[], None]]
+"""Its size, inputs and draws, tokens, and what runs it again."""
 
 Draw = Callable[[Tensor, Draws, Tensor, int], None]
 """(hidden f32 [R, H], draws, drawn int64 [rounds, R], candidates): puts the tokens of this turn into `drawn`."""
@@ -109,7 +117,9 @@ class DrawGraphs:
         self._device = device
         self._width = width
         self._buckets = tuple(sorted(buckets))
-        self._captured: dict[tuple[int, Room], tuple[Tensor, Staging, Tensor, Callable[[], None]]] = {}
+        self._captured: Captures[DrawSize, CapturedDraw] = Captures(
+            self._made, lambda made, size: made[0] == size[0] and made[1].holds(size[1])
+        )
 
     def __call__(self, hidden: Tensor, batch: Any) -> Tensor:
         """The next token of each row of hidden f32 [R, H], drawn as a `DrawBatch` of one round says: int64 [R]."""
@@ -120,11 +130,11 @@ class DrawGraphs:
         return torch.cat(parts)
 
     def prepare(self, num_rows: int, room: Room) -> None:
-        self._ready((bucket_of(num_rows, self._buckets), room))
+        self._captured((bucket_of(num_rows, self._buckets), room))
 
     def _some(self, hidden: Tensor, batch: Any) -> Tensor:
         num_rows = hidden.shape[0]
-        size, states, static, drawn, replay = self._ready((bucket_of(num_rows, self._buckets), room_for(batch)))
+        size, states, static, drawn, replay = self._captured((bucket_of(num_rows, self._buckets), room_for(batch)))
         given = Staging(draw_parts(*size), torch.device("cpu"))
         fill_draws(Draws(*given.tensors), batch)
         states[:num_rows].copy_(hidden)
@@ -132,21 +142,18 @@ class DrawGraphs:
         replay()
         return drawn[0, :num_rows].cpu()
 
-    def _ready(self, size: tuple[int, Room]) -> tuple[tuple[int, Room], Tensor, Staging, Tensor, Callable[[], None]]:
-        size = min((key for key in self._captured if key[0] == size[0] and key[1].holds(size[1])), default=size)
-        if size not in self._captured:
-            num_rows, room = size
-            states = torch.zeros(num_rows, self._width, device=self._device)
-            drawn = torch.zeros(room.rounds, num_rows, dtype=torch.int64, device=self._device)
-            static = Staging(draw_parts(num_rows, room), self._device)
+    def _made(self, size: DrawSize) -> CapturedDraw:
+        num_rows, room = size
+        states = torch.zeros(num_rows, self._width, device=self._device)
+        drawn = torch.zeros(room.rounds, num_rows, dtype=torch.int64, device=self._device)
+        static = Staging(draw_parts(num_rows, room), self._device)
 
-            def work() -> Tensor:
-                self._draw(states, Draws(*static.tensors), drawn, room.candidates)
-                return drawn
+        def work() -> Tensor:
+            self._draw(states, Draws(*static.tensors), drawn, room.candidates)
+            return drawn
 
-            _, replay = self._capture(work)
-            self._captured[size] = (states, static, drawn, replay)
-        return (size, *self._captured[size])
+        _, replay = self._capture(work)
+        return size, states, static, drawn, replay
 
 
 class RoundGraphs:
@@ -157,7 +164,9 @@ class RoundGraphs:
         self._capture = capture
         self._device = device
         self._buckets = tuple(sorted(buckets))
-        self._captured: dict[tuple[int, int, Room], tuple[Staging, Tensor, Callable[[], None]]] = {}
+        self._captured: Captures[RoundSize, CapturedRound] = Captures(
+            self._made, lambda made, size: made[0] == size[0] and made[1] >= size[1] and made[2].holds(size[2])
+        )
 
     def __call__(self, rows: Any, batch: Any, block_tokens: int) -> Tensor:
         """The tokens of all rounds of a `DrawBatch` for the rows of a `DecodeBatch`: int64 [rounds, B]."""
@@ -169,12 +178,12 @@ class RoundGraphs:
         return torch.cat(parts, dim=1)
 
     def prepare(self, num_rows: int, max_blocks: int, room: Room) -> None:
-        self._ready((bucket_of(num_rows, self._buckets), table_width(max_blocks), room))
+        self._captured((bucket_of(num_rows, self._buckets), table_width(max_blocks), room))
 
     def _some(self, rows: Any, batch: Any, block_tokens: int) -> Tensor:
         rounds, num_rows = batch.randoms.shape
         width = table_width(rows.block_tables.shape[1])
-        size, static, drawn, replay = self._ready((bucket_of(num_rows, self._buckets), width, room_for(batch)))
+        size, static, drawn, replay = self._captured((bucket_of(num_rows, self._buckets), width, room_for(batch)))
         given = Staging(round_parts(*size), torch.device("cpu"))
         fill_rows(DecodeInputs(*given.tensors[:5]), rows, block_tokens)
         fill_draws(Draws(*given.tensors[5:]), batch)
@@ -183,24 +192,19 @@ class RoundGraphs:
             replay()
         return drawn[:rounds, :num_rows].cpu()
 
-    def _ready(self, size: tuple[int, int, Room]) -> tuple[tuple[int, int, Room], Staging, Tensor, Callable[[], None]]:
+    def _made(self, size: RoundSize) -> CapturedRound:
         num_rows, width, room = size
-        larger = (key for key in self._captured if key[0] == num_rows and key[1] >= width and key[2].holds(room))
-        size = min(larger, default=size)
-        if size not in self._captured:
-            num_rows, width, room = size
-            drawn = torch.zeros(room.rounds, num_rows, dtype=torch.int64, device=self._device)
-            static = Staging(round_parts(num_rows, width, room), self._device)
-            inputs, draws = DecodeInputs(*static.tensors[:5]), Draws(*static.tensors[5:])
-            inputs.slots.fill_(NO_SLOT)
+        drawn = torch.zeros(room.rounds, num_rows, dtype=torch.int64, device=self._device)
+        static = Staging(round_parts(num_rows, width, room), self._device)
+        inputs, draws = DecodeInputs(*static.tensors[:5]), Draws(*static.tensors[5:])
+        inputs.slots.fill_(NO_SLOT)
 
-            def work() -> Tensor:
-                self._run(inputs, draws, drawn, room.candidates)
-                return drawn
+        def work() -> Tensor:
+            self._run(inputs, draws, drawn, room.candidates)
+            return drawn
 
-            _, replay = self._capture(work)
-            self._captured[size] = (static, drawn, replay)
-        return (size, *self._captured[size])
+        _, replay = self._capture(work)
+        return size, static, drawn, replay
 
 
 def round_parts(num_rows: int, width: int, room: Room) -> Sequence[tuple[tuple[int, ...], torch.dtype]]:

@@ -6,22 +6,24 @@ and graphs and no kernel; plans and batches are read by attribute (their classes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from triton_kernels.attention import QueryBlocks, cut, query_tokens
+from triton_kernels.advance import advance
 from triton_kernels.best import NO_ID
 from triton_kernels.cache import Cache
 from triton_kernels.device import Device
-from triton_kernels.draw import Draws, advance
+from triton_kernels.draw import Draws
 from triton_kernels.graphs import NO_SLOT, Capture, DecodeGraphs, DecodeInputs
 from triton_kernels.mixed import MixedGraphs, MixedInputs
-from triton_kernels.rounds import PLAIN, DrawGraphs, RoundGraphs
+from triton_kernels.query_blocks import QueryBlocks, cut, query_tokens
+from triton_kernels.rounds import PLAIN, DrawGraphs, Room, RoundGraphs
 from triton_kernels.tuning import PREFILL_BUCKETS
 
 if TYPE_CHECKING:
@@ -110,30 +112,29 @@ class Step:
         """
         graphs = self.graphs(held)
         buckets = (1, 32, 64) if graphs is None else graphs.decode.buckets_for(max_rows)
-        heads = [(num_rows, *kind) for num_rows in reversed(buckets) for kind in TOKENS_TO_RANK]
+        heads = [partial(self.run_head, num_rows, *kind) for num_rows in reversed(buckets) for kind in TOKENS_TO_RANK]
         if graphs is None:
             sizes = [size for size in TOKENS_TO_WARM if size <= max(max_tokens, TOKENS_TO_WARM[0])]
             total = len(sizes) + len(heads)
-            for done, size in enumerate(sizes, 1):
-                self.run_idle(size, held)
-                yield done, total
+            works = one_by_one([*(partial(self.run_idle, size, held) for size in sizes), *heads])
         else:
-            plain = (
-                [] if self._plan.head.is_rescored else [(size, room) for size in reversed(buckets) for room in PLAIN]
+            rooms = () if self._plan.head.is_rescored else PLAIN
+            prepare = partial(self.prepare_draws, graphs, max_blocks)
+            draws = [partial(prepare, size, room) for size in reversed(buckets) for room in rooms]
+            total = len(graphs.mixed.sizes(max_tokens, max_rows)) + len(buckets) + len(draws) + len(heads)
+            works = chain(
+                graphs.mixed.prepare(max_tokens, max_rows, max_blocks),
+                graphs.decode.prepare(max_rows, max_blocks),
+                one_by_one([*draws, *heads]),
             )
-            total = len(graphs.mixed.sizes(max_tokens, max_rows)) + len(buckets) + len(plain) + len(heads)
-            for left in graphs.mixed.prepare(max_tokens, max_rows, max_blocks):
-                yield total - len(buckets) - len(plain) - len(heads) - left, total
-            for left in graphs.decode.prepare(max_rows, max_blocks):
-                yield total - len(plain) - len(heads) - left, total
-            for done, (num_rows, room) in enumerate(plain, total - len(plain) - len(heads) + 1):
-                graphs.rounds.prepare(num_rows, max_blocks, room)
-                assert self._draws is not None
-                self._draws.prepare(num_rows, room)
-                yield done, total
-        for done, kind in enumerate(heads, total - len(heads) + 1):
-            self.run_head(*kind)
+        for done, _ in enumerate(works, 1):
             yield done, total
+
+    def prepare_draws(self, graphs: Graphs, max_blocks: int, num_rows: int, room: Room) -> None:
+        """Capture rounds of so many rows, and draws for hidden states."""
+        assert self._draws is not None
+        graphs.rounds.prepare(num_rows, max_blocks, room)
+        self._draws.prepare(num_rows, room)
 
     def run_idle(self, num_tokens: int, held: Cache) -> Tensor:
         """A step of one padding row of many tokens: it writes nothing and attends to nothing."""
@@ -181,6 +182,13 @@ class Step:
                 gated = wing.gate(h, layer.gate_up, layer.ffn_sub_gain, plan.eps, plan.act)
                 x = wing.ternary_linear(gated, layer.down, x)
         return x
+
+
+def one_by_one(works: Sequence[Callable[[], object]]) -> Iterator[int]:
+    """Do them in turn; yields how many are left after each."""
+    for left, work in zip(range(len(works) - 1, -1, -1), works, strict=True):
+        work()
+        yield left
 
 
 class DecodeRun:

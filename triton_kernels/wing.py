@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from triton_kernels import EVERYTHING, cache, dense_gated, gated, head, linear, pack, pointwise, ranking, rescore
-from triton_kernels.attention import paged_attention, query_blocks
+from triton_kernels.attention import paged_attention
 from triton_kernels.best import BestTokens
 from triton_kernels.cache import Cache, RopeTables
 from triton_kernels.device import Device
@@ -26,6 +26,7 @@ from triton_kernels.graphs import Capture
 from triton_kernels.head import Table
 from triton_kernels.pack import Weights
 from triton_kernels.pointwise import Quantized
+from triton_kernels.query_blocks import query_blocks
 from triton_kernels.step import Rows, Step
 from triton_kernels.tuning import dense_gated_tile, gated_tile
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import partial
 
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.bench import BLOCK_TOKENS, Figure, Options, batch_of, decode_batch, random_ids, seconds
-from benchmarks.gpu.steps import best_tokens
+from benchmarks.gpu.bench import Figure, Options, seconds
+from benchmarks.gpu.steps import decode_work, prompt_work
 
 REPLAYS = 3
 SHOWN = 14
@@ -24,16 +22,12 @@ def kernels_of_steps(options: Options) -> Iterator[Figure]:
     """
     model = options.load(pdl=False)
     for num_rows in options.batches:
-        batch, blocks = decode_batch(num_rows, options.context, model.config.vocab_size)
-        cache = model.new_cache(blocks, BLOCK_TOKENS, "bf16")
-        yield from shares(f"batch {num_rows}", partial(best_tokens, model, batch, cache), options)
-    prompt = batch_of([(random_ids(options.prompt, model.config.vocab_size), 0)], -(-options.prompt // BLOCK_TOKENS))
-    cache = model.new_cache(prompt.block_tables.shape[1], BLOCK_TOKENS, "bf16")
-    last = dataclasses.replace(prompt, logit_rows=prompt.logit_rows[-1:])
-    yield from shares(f"prompt of {options.prompt}", partial(best_tokens, model, last, cache), options)
+        yield from shares(f"batch {num_rows}", decode_work(model, options, "bf16", num_rows), options)
+    yield from shares(f"prompt of {options.prompt}", prompt_work(model, options), options)
 
 
 def shares(case: str, work: Callable[[], object], options: Options) -> Iterator[Figure]:
+    """The costliest kernels of some work, in microseconds a run, all of them together, and the work by the clock."""
     taken = seconds(work, options)
     activity = ProfilerActivity.CUDA if options.on_gpu else ProfilerActivity.CPU
     with profile(activities=[activity]) as recorded:

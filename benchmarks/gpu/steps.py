@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -57,9 +57,7 @@ def variants(options: Options) -> Iterator[Figure]:
 
 def decode_step(bench: Bench, model: Model, dtype: str, num_rows: int, case: str, head_dtype: str = "bf16") -> Figure:
     options = bench.options
-    batch, blocks = decode_batch(num_rows, options.context, model.config.vocab_size)
-    cache = model.new_cache(blocks, BLOCK_TOKENS, dtype)  # type: ignore[arg-type]
-    taken = bench.seconds(partial(best_tokens, model, batch, cache))
+    taken = bench.seconds(decode_work(model, options, dtype, num_rows))
     bound = step_seconds(bench, model, dtype, head_dtype, num_rows)
     wanted = TARGETS.get((dtype, num_rows)) if is_the_target(model, options) else None
     least, aim = wanted or (None, None)
@@ -76,6 +74,19 @@ def step_seconds(bench: Bench, model: Model, dtype: str, head_dtype: str, num_ro
     return linears + head + cache
 
 
+def decode_work(model: Model, options: Options, dtype: str, num_rows: int) -> Callable[[], Tensor]:
+    """A decode step at the end of the context, over a cache of its own."""
+    batch, blocks = decode_batch(num_rows, options.context, model.config.vocab_size)
+    return partial(best_tokens, model, batch, model.new_cache(blocks, BLOCK_TOKENS, dtype))  # type: ignore[arg-type]
+
+
+def prompt_work(model: Model, options: Options) -> Callable[[], Tensor]:
+    """One prompt in one step, likewise."""
+    batch = batch_of([(random_ids(options.prompt, model.config.vocab_size), 0)], -(-options.prompt // BLOCK_TOKENS))
+    cache = model.new_cache(batch.block_tables.shape[1], BLOCK_TOKENS, "bf16")
+    return partial(best_tokens, model, dataclasses.replace(batch, logit_rows=batch.logit_rows[-1:]), cache)
+
+
 def best_tokens(model: Model, batch: ForwardBatch, cache: Any) -> Tensor:
     """One step, until the best token of each row is on the host."""
     extra = torch.empty(len(batch.logit_rows), 0, dtype=torch.int64)
@@ -85,10 +96,7 @@ def best_tokens(model: Model, batch: ForwardBatch, cache: Any) -> Tensor:
 def prefill(bench: Bench, model: Model) -> Figure:
     """One prompt in one step, until its first token is on the host."""
     prompt = bench.options.prompt
-    batch = batch_of([(random_ids(prompt, model.config.vocab_size), 0)], -(-prompt // BLOCK_TOKENS))
-    cache = model.new_cache(batch.block_tables.shape[1], BLOCK_TOKENS, "bf16")
-    last = dataclasses.replace(batch, logit_rows=batch.logit_rows[-1:])
-    taken = bench.seconds(partial(best_tokens, model, last, cache))
+    taken = bench.seconds(prompt_work(model, bench.options))
     bound = 2 * prompt * num_weights(model.plan) / bench.int8_per_s
     wanted = PREFILL_TARGET_MS if is_the_target(model, bench.options) and prompt == 2048 else (None, None)
     return Figure(f"prompt of {prompt} tokens", taken * 1e3, "ms", bound * 1e3, *wanted)

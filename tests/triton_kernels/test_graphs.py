@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from bitnet_model.batch import ForwardBatch
 from tests.triton_kernels.fake_capture import FakeCapture
-from triton_kernels.attention import cut
 from triton_kernels.graphs import BUCKETS, DecodeGraphs, DecodeInputs, Inputs, table_width, tensors
 from triton_kernels.mixed import ROWS, TOKENS, MixedGraphs, MixedInputs
+from triton_kernels.query_blocks import cut
 
 BLOCK_TOKENS = 4
 """Query tokens of a block."""
@@ -130,29 +130,18 @@ def test_table_widths_are_few() -> None:
     assert [table_width(n) for n in (1, 16, 17, 128, 129)] == [16, 16, 32, 128, 256]
 
 
-@dataclass
-class Batch:
-    """Rows of so many new tokens each."""
-
-    token_ids: Tensor
-    positions: Tensor
-    slots: Tensor
-    block_tables: Tensor
-    lengths: Tensor
-    starts: Tensor
-
-
-def batch_of(counts: list[int], width: int, seed: int) -> Batch:
+def batch_of(counts: list[int], width: int, seed: int) -> ForwardBatch:
     rng = torch.Generator().manual_seed(seed)
     total = sum(counts)
     before = torch.randint(0, 9, (len(counts),), generator=rng)
-    return Batch(
+    return ForwardBatch(
         torch.randint(1, 500, (total,), generator=rng),
         torch.randint(0, 90, (total,), generator=rng),
         torch.randint(0, 64, (total,), generator=rng),
         torch.randint(1, 9, (len(counts), width), generator=rng, dtype=torch.int32),
         (before + torch.tensor(counts)).int(),
         torch.tensor([0, *torch.tensor(counts).cumsum(0)], dtype=torch.int32),
+        torch.arange(total),
     )
 
 
@@ -176,7 +165,7 @@ class Attends:
         return torch.stack([own, of_row], dim=1)
 
 
-def wanted_of(batch: Batch) -> Tensor:
+def wanted_of(batch: ForwardBatch) -> Tensor:
     own = batch.token_ids + 1000 * batch.positions + 7 * batch.slots
     of_row = (batch.lengths + 100 * batch.block_tables.sum(1)).repeat_interleave(batch.starts.diff())
     return torch.stack([own, of_row], dim=1)

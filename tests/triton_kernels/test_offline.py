@@ -16,15 +16,17 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from tests.triton_kernels.offline import Built, Launch, Recorder, amd, build, cuda
-from triton_kernels.attention import QueryBlocks, paged_attention
+from triton_kernels.advance import advance
+from triton_kernels.attention import paged_attention
 from triton_kernels.cache import RopeTables, new_cache, rope_write_kv
 from triton_kernels.dense_gated import dense_gated
-from triton_kernels.draw import Draws, advance, choose, edit
+from triton_kernels.draw import Draws, choose, edit
 from triton_kernels.gated import gated_linear
 from triton_kernels.head import Table, head
 from triton_kernels.linear import ternary_linear
 from triton_kernels.pack import Dense, Weights, padded
 from triton_kernels.pointwise import embed, gate_quantize, new_quantized, quantize
+from triton_kernels.query_blocks import QueryBlocks
 from triton_kernels.ranking import sort_keys
 from triton_kernels.rescore import exact_logits
 from triton_kernels.rounds import Room, draw_parts

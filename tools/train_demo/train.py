@@ -203,12 +203,17 @@ class Run:
 
     def _pass(self, token_ids: Tensor, loss: Tensor) -> tuple[float, tuple[Tensor, ...]]:
         """Summed loss and gradients of some rows; touches nothing shared, so several may run at once."""
+        summed = self._summed_loss(token_ids, loss)
+        return float(summed.detach()), torch.autograd.grad(summed, list(self.model.parameters()))
+
+    def _summed_loss(self, token_ids: Tensor, loss: Tensor) -> Tensor:
+        """Loss of all targets of token_ids [B, L] where `loss` [B, L]: f32 []."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
             inputs, targets, wanted = token_ids[:, :-1], token_ids[:, 1:], loss[:, 1:]
             states = self.model.hidden(inputs, pieces_of(inputs == self.begin_id))
             # Only target places go through the head: on chat rows that is about half of them.
-            summed = self.head_loss(self.model.model.embed_tokens.weight, states[wanted], targets[wanted])
-        return float(summed.detach()), torch.autograd.grad(summed, list(self.model.parameters()))
+            summed: Tensor = self.head_loss(self.model.model.embed_tokens.weight, states[wanted], targets[wanted])
+        return summed
 
     @torch.no_grad()
     def held_out_loss(self) -> float | None:
@@ -217,12 +222,8 @@ class Run:
             return None
         rows = slice(self.settings.rows_per_pass)
         token_ids = torch.from_numpy(self.held_out.token_ids[rows].astype(np.int64)).to(self.device)
-        wanted = torch.from_numpy(self.held_out.loss[rows]).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            states = self.model.hidden(token_ids[:, :-1], pieces_of(token_ids[:, :-1] == self.begin_id))
-            chosen, targets = states[wanted[:, 1:]], token_ids[:, 1:][wanted[:, 1:]]
-            summed = self.head_loss(self.model.model.embed_tokens.weight, chosen, targets)
-        return float(summed) / len(targets)
+        loss = torch.from_numpy(self.held_out.loss[rows]).to(self.device)
+        return float(self._summed_loss(token_ids, loss)) / int(loss[:, 1:].sum())
 
     def _accumulate(self, grads: tuple[Tensor, ...], factor: float) -> None:
         for param, grad in zip(self.model.parameters(), grads, strict=True):

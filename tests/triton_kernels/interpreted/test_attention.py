@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from tests import oracle
-from triton_kernels.attention import attend, paged_attention, query_blocks, split_programs
+from triton_kernels.attention import attend, paged_attention, split_programs
 from triton_kernels.cache import Cache, new_cache, rope_tables, rope_write_kv, zero_blocks
 from triton_kernels.device import open_device
+from triton_kernels.query_blocks import query_blocks
 from triton_kernels.tuning import AttentionTile
 
 CPU = open_device(torch.device("cpu"))
