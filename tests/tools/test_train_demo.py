@@ -7,6 +7,7 @@ import lzma
 import random
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
+from torch import Tensor
 from torch.nn import functional
 
 from bitnet_model.config import ModelConfig
@@ -223,6 +225,21 @@ def test_attention_in_blocks_equals_attention_in_one_call() -> None:
     pieces = model.pieces_of(torch.randint(0, 40, (2, 300)) == 0)
     wanted = functional.scaled_dot_product_attention(q, k, v, attn_mask=pieces, enable_gqa=True)
     assert torch.allclose(model.attend(q, k, v, pieces), wanted, atol=1e-5)
+
+
+def test_attention_over_offsets_of_pieces_equals_attention_with_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_by_one(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int) -> Tensor:
+        parts = [[x[a:b].transpose(0, 1) for x in (q, k, v)] for a, b in pairwise(offsets.tolist())]
+        assert max(part[0].shape[1] for part in parts) <= longest
+        return torch.cat(
+            [functional.scaled_dot_product_attention(*part, is_causal=True) for part in parts], 1
+        ).transpose(0, 1)
+
+    monkeypatch.setattr(model, "_fused", one_by_one)
+    q, k, v = torch.randn(2, 4, 90, 16), torch.randn(2, 2, 90, 16), torch.randn(2, 2, 90, 16)
+    starts = torch.randint(0, 20, (2, 90)) == 0
+    wanted = model.attend(q, k, v, model.pieces_of(starts))
+    assert torch.allclose(model.attend_pieces(q, k, v, model.offsets_of(starts)), wanted, atol=1e-5)
 
 
 def test_gradients_that_compiling_lost_are_found() -> None:

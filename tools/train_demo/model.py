@@ -50,8 +50,8 @@ def absmean(weight: Tensor) -> Tensor:
 def straight_through(x: Tensor, image: Tensor) -> Tensor:
     """`image` going forward, x going backward.
 
-    In differentiable operators alone: torch 2.11 compiled a `torch.autograd.Function` of its own for a GPU into the
-    derivative of the rounding, which is zero, and 160 million tokens taught the layers nothing.
+    In differentiable operators alone: as a `torch.autograd.Function`, compiled for a GPU by torch 2.11, it let no
+    gradient through, and 160 million tokens taught the layers nothing (2026-11-26; why was not found out).
     """
     return x + (image - x).detach()
 
@@ -115,9 +115,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def pieces_of(starts: Tensor) -> Tensor:
     """What `attend` may look at, of starts bool [B, T]: where a piece begins. A row always begins one."""
-    if not starts.is_cuda:
-        piece = starts.cumsum(-1)
-        return ((piece[:, :, None] == piece[:, None, :]).tril())[:, None]
+    if starts.is_cuda:
+        return offsets_of(starts)
+    piece = starts.cumsum(-1)
+    return ((piece[:, :, None] == piece[:, None, :]).tril())[:, None]
+
+
+def offsets_of(starts: Tensor) -> Tensor:
+    """Where the pieces of starts bool [B, T] begin in the B * T tokens, and their end: int32 [P + 1]."""
     starts = starts.clone()
     starts[:, 0] = True
     offsets = functional.pad(starts.flatten().nonzero().flatten(), (0, 1), value=starts.numel()).int()
