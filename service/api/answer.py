@@ -54,7 +54,8 @@ class Answer(ABC):
 
     @abstractmethod
     def events(self, delta: Delta) -> Iterator[Event]:
-        """The events of a stream for one delta, called in order; none of them for an error, which is sse.py's."""
+        """The events of a stream for one delta, called in order: its text also where it ends in an error, whose own
+        event is sse.py's."""
 
     def join(self, wholes: Sequence[Event], total: Tally) -> Event | list[Event]:
         """One body for the whole answers of all choices, of which this answer is the first."""

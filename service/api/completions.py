@@ -40,16 +40,15 @@ class CompletionAnswer(OpenAIAnswer):
     def events(self, delta: Delta) -> Iterator[Event]:
         self.scores += delta.prompt_logprobs
         tokens, progress = self.track.take(delta), self.progress(delta)
-        if failure_of(delta):
-            return
-        if not self.begun and (delta.text or delta.finish):
+        failed = failure_of(delta) is not None
+        if not self.begun and (delta.text or (delta.finish and not failed)):
             self.begun = True
             if self.wishes.echo or self.of_prompt():
                 yield self._chunk({**self._choice(self.echoed, self._echoed_tokens()), **self.of_prompt()}, progress)
         if delta.text:
             yield self._chunk(self._choice(delta.text, (), tokens), progress)
             tokens = []
-        if delta.finish is not None:
+        if delta.finish is not None and not failed:
             yield {**self._chunk(self._choice("", (), tokens, finish_reason(delta)), progress), **self.extras(delta)}
 
     @property

@@ -157,6 +157,20 @@ def test_what_goes_wrong_later_is_an_event_and_then_done() -> None:
         live.at_rest()
 
 
+def test_text_that_a_late_reader_gets_together_with_an_error_is_not_lost() -> None:
+    def fail(row: Any) -> str | None:
+        return "not a number" if row.request.num_generated == 3 else None
+
+    with Live(row_error=fail) as live:
+        for path in (*UNNAMED, *UNNAMED, *UNNAMED):
+            answer = live.http.post(live.url + path, json={**TOLD[path], "stream": True})
+            if answer.status_code == 200:  # else the error came before the first event, and is the answer
+                *chunks, last = events_of(answer.text)
+                assert last.keys() == {"error"}
+                assert "".join(map(_piece, chunks)) == TEXT[:3]
+        live.at_rest()
+
+
 def test_in_silence_there_is_a_comment_now_and_then_and_the_status_does_not_wait_for_ever() -> None:
     gate = threading.Event()
     times = StreamTimes(first_byte_s=0.05, ping_s=0.05)
