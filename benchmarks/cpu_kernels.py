@@ -82,15 +82,20 @@ def linear_cases(wing: NativeCpuWing) -> Iterator[Case]:
 
 
 def head_cases(wing: NativeCpuWing) -> Iterator[Case]:
-    table = wing.pack_table(torch.randn(VOCAB, HIDDEN), embedding=True, head_dtype="int8")
-    gain = torch.ones(HIDDEN)
+    weight, gain = torch.randn(VOCAB, HIDDEN), torch.ones(HIDDEN)
+    table = wing.pack_table(weight, embedding=True, head_dtype="int8")
+    halves = wing.pack_table(weight, embedding=False, head_dtype="int4-rescore")
+    del weight
     size = VOCAB * HIDDEN
     for tokens in (1, 2, 4, 8, 16, 32):
         x, none = torch.randn(tokens, HIDDEN), torch.zeros(tokens, 0, dtype=torch.int64)
         for k in (1, 40):
             run = partial(wing.head_topk, x, gain, 1e-5, table, k, none)
             yield Case(f"head, top {k}", tokens, size, size * tokens, run)
+            run = partial(wing.head_topk, x, gain, 1e-5, halves, k, none)
+            yield Case(f"head in halves, top {k}", tokens, size // 2, size * tokens, run)
         yield Case("head, logits", tokens, size, size * tokens, partial(wing.head, x, gain, 1e-5, table))
+        yield Case("head in halves, logits", tokens, size, size * tokens, partial(wing.head, x, gain, 1e-5, halves))
     for tokens in (1, 512):
         ids = torch.randint(VOCAB, (tokens,))
         yield Case("embed", tokens, tokens * HIDDEN * 11 // 2, 0, partial(wing.embed, table, ids))

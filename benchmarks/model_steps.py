@@ -1,4 +1,4 @@
-"""One prefill or one decode step of our model, without engine and server: model forward, then the greedy choice.
+"""One prefill or one decode step of our model, without engine and server: model forward, then the likeliest tokens.
 
 The rows of a decode step have caches of their own, filled with random keys and values, and stand at the same position.
 """
@@ -16,6 +16,8 @@ from bitnet_model.batch import ForwardBatch
 from bitnet_model.checkpoint import load_model
 from bitnet_model.ops import load_ops
 from service.engine.blocks import BLOCK_TOKENS
+
+TOP_K = 40  # the server's default
 
 Kind: TypeAlias = Literal["prefill", "decode"]
 
@@ -54,9 +56,8 @@ class OurSteps:
         torch.set_num_threads(1)
         self._context = context
         self._ops = load_ops("cpu", isa=isa, threads=1)
-        head_dtype = head_dtype or self._ops.head_dtypes[0]
-        self.head_bits = {"int8": 8.0, "bf16": 16.0}[head_dtype]
-        self._model = load_model(folder, self._ops, head_dtype=head_dtype)
+        self._model = load_model(folder, self._ops, head_dtype=head_dtype or self._ops.head_dtypes[0])
+        self.head_bits = 8.0 if getattr(self._model.plan.head, "low", None) is None else 4.0
         self._row_blocks = context // BLOCK_TOKENS + 1
         prompt_blocks = -(-prompt // BLOCK_TOKENS)
         self._num_blocks = max(rows * self._row_blocks, prompt_blocks)
@@ -85,7 +86,7 @@ class OurSteps:
     @torch.inference_mode()
     def _run(self, batch: ForwardBatch) -> None:
         hidden = self._model.forward(batch, self._cache)
-        self._model.top_logits(hidden, 1, torch.empty(len(hidden), 0, dtype=torch.int64))
+        self._model.top_logits(hidden, TOP_K, torch.empty(len(hidden), 0, dtype=torch.int64))
 
     def _fill_cache(self) -> None:
         plan = self._model.plan

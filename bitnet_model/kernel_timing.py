@@ -68,7 +68,8 @@ def _time_linear(name: str, linear: LinearNames, num_layers: int, ops: Ops, toke
 def _time_head(config: ModelConfig, ops: Ops, tokens: Sequence[int]) -> Iterator[Timing]:
     generator = torch.Generator().manual_seed(1)
     weight = torch.empty(config.vocab_size, config.hidden_size, dtype=torch.bfloat16).normal_(generator=generator)
-    table = ops.pack_table(weight, embedding=False, head_dtype=ops.head_dtypes[0])
+    head_dtype = "int8" if "int8" in ops.head_dtypes else ops.head_dtypes[0]
+    table = ops.pack_table(weight, embedding=False, head_dtype=head_dtype)
     del weight
     gain = torch.ones(config.hidden_size)
     size = config.vocab_size * config.hidden_size
@@ -76,7 +77,7 @@ def _time_head(config: ModelConfig, ops: Ops, tokens: Sequence[int]) -> Iterator
         x = torch.randn(count, config.hidden_size, generator=generator)
         none = torch.full((count, 0), -1, dtype=torch.int64)
         run = [lambda x=x, none=none: ops.head_topk(x, gain, 1e-5, table, 40, none)]
-        yield Timing("head, top 40", count, *_seconds(run), size, 2 * count * size)
+        yield Timing(f"head {head_dtype}, top 40", count, *_seconds(run), size, 2 * count * size)
 
 
 def _seconds(runs: Sequence[Callable[[], object]]) -> tuple[float, float]:

@@ -51,11 +51,13 @@ class Weights:
 class Table:
     """An int8 vocabulary table; row_scale f32 and row_sums int32 [V rounded up to 16].
 
-    An embedding also has a refinement: four bits more of each value, for lookups.
+    An embedding also has a refinement: four bits more of each value, for lookups. Of a table in halves `low` has the
+    lower four bits of the codes, `memory` the upper ones.
     """
 
     memory: NativeMemory
     refinement: NativeMemory | None
+    low: NativeMemory | None
     row_scale: Tensor
     row_sums: Tensor
     native: NativeTable
@@ -106,9 +108,9 @@ def memory_bytes(handle: Weights | Table | RopeTables | Cache) -> int:
     match handle:
         case Weights(memory, row_scale):
             return memory.num_bytes + row_scale.nbytes
-        case Table(memory, refinement, row_scale, row_sums):
-            finer = 0 if refinement is None else refinement.num_bytes
-            return memory.num_bytes + finer + row_scale.nbytes + row_sums.nbytes
+        case Table(memory, refinement, low, row_scale, row_sums):
+            further = sum(part.num_bytes for part in (refinement, low) if part is not None)
+            return memory.num_bytes + further + row_scale.nbytes + row_sums.nbytes
         case RopeTables(cos, sin):
             return cos.nbytes + sin.nbytes
         case Cache(memory):

@@ -13,7 +13,7 @@ from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_s
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 FILE_NAME = "libbitnet_native.so"
 
 
@@ -49,6 +49,7 @@ class NativeTable(Structure):
         ("row_scale", c_void_p),
         ("row_sums", c_void_p),
         ("refinement", c_void_p),
+        ("low", c_void_p),
         ("rows", c_int32),
         ("width", c_int32),
     ]

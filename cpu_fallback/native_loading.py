@@ -93,7 +93,8 @@ def probe(wing: NativeCpuWing) -> Iterator[tuple[str, Tensor]]:
         codes = torch.randint(0, 3, (4, rows // 4, width), generator=generator, dtype=torch.uint8)
         planes = codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6
         weights = wing.pack([(planes, floats(rows).abs())])
-        table = wing.pack_table(floats(rows + 3, width), embedding=True, head_dtype="int8")
+        weight = floats(rows + 3, width)
+        table, halves = (wing.pack_table(weight, embedding=True, head_dtype=t) for t in ("int8", "int4-rescore"))
         gain = floats(width)
         for count in tokens:
             x = floats(count, width) * torch.tensor([1e-9, 1.0, 30.0]).repeat(count)[:count, None]
@@ -101,6 +102,9 @@ def probe(wing: NativeCpuWing) -> Iterator[tuple[str, Tensor]]:
             yield from (("norm_quantize", q.codes), ("norm_quantize", q.scale), ("norm_quantize", q.sums))
             yield "ternary_linear", wing.ternary_linear(q, weights, floats(count, rows))
             yield "head", wing.head(x, gain, 1e-5, table)
+            yield "head in halves", wing.head(x, gain, 1e-5, halves)
+            none = torch.zeros(count, 0, dtype=torch.int64)
+            yield "head_topk in halves", wing.head_topk(x, gain, 1e-5, halves, rows // 64, none)[1]
             for act in ("relu2", "silu"):
                 yield "gate_norm_quantize", wing.gate_norm_quantize(floats(count, 2 * width), gain, 1e-5, act).codes
     for dtype in ("bf16", "int8"):

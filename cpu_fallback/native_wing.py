@@ -7,12 +7,14 @@ else is in the batch. One int8 table serves both the head and the embedding look
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from cpu_fallback.halves import halves_pay
 from cpu_fallback.native_handles import (
     ACTS,
     Cache,
@@ -37,12 +39,14 @@ from cpu_fallback.native_library import (
 )
 from cpu_fallback.native_step import CompiledStep, Draws
 
+logger = logging.getLogger(__name__)
+
 
 class NativeCpuWing:
     """The Ops protocol on libbitnet_native. Bad shapes raise ValueError with the numbers."""
 
     name = "cpu"
-    head_dtypes = ("int8",)
+    head_dtypes = ("auto", "int8", "int4-rescore")
 
     def __init__(self, library: NativeLibrary, isa: str, threads: int, why: str) -> None:
         """Holds torch to one thread until `close`. Raises RuntimeError when this machine cannot run `isa`."""
@@ -80,23 +84,33 @@ class NativeCpuWing:
     def pack_table(self, weight: Tensor, *, embedding: bool, head_dtype: str | None) -> Table:
         """[V, H] bf16 or f32 -> an int8 Table for lookup (with four bits more of each value), head, or both.
 
-        Raises ValueError when head_dtype is neither None nor "int8", or H is no multiple of 4.
+        A head of "int4-rescore" keeps its int8 codes in halves: the upper four bits of all rows say which few can be
+        the largest, and those are rescored with the lower four. The logits are those of "int8". "auto" does so for
+        large heads whose rows fit (halves_pay).
+
+        Raises ValueError when head_dtype is none of head_dtypes and not None, or H is no multiple of 4.
         """
-        if head_dtype not in (None, "int8"):
-            raise ValueError(f"head_dtype {head_dtype!r} is not available on the CPU: int8 is")
+        if head_dtype not in (None, *self.head_dtypes):
+            raise ValueError(f"head_dtype {head_dtype!r} is not available: {' and '.join(self.head_dtypes)} are")
         if weight.dtype not in (torch.bfloat16, torch.float32) or weight.dim() != 2 or weight.shape[1] % 4:
             raise ValueError(
                 f"a table must be bf16 or f32 [V, H], H a multiple of 4, got {weight.dtype} {list(weight.shape)}"
             )
         weight = weight.contiguous()
         rows, width = weight.shape
-        memory = NativeMemory(self._library, round_up(rows, 16) * width, huge=True)
+        if head_dtype == "int4-rescore" or (head_dtype == "auto" and halves_pay(weight)):
+            logger.info("a head of %d rows is kept in halves: few of its logits need all of it", rows)
+            memory = NativeMemory(self._library, round_up(rows, 16) * round_up(width, 8) // 2, huge=True)
+            low = NativeMemory(self._library, round_up(rows, 16) * round_up(width, 128) // 2, huge=True)
+        else:
+            memory, low = NativeMemory(self._library, round_up(rows, 16) * width, huge=True), None
         refinement = NativeMemory(self._library, rows * width // 2, huge=False) if embedding else None
         row_scale, row_sums = torch.zeros(round_up(rows, 16)), torch.zeros(round_up(rows, 16), dtype=torch.int32)
         finer = refinement.address if refinement else None
-        native = NativeTable(memory.address, row_scale.data_ptr(), row_sums.data_ptr(), finer, rows, width)
+        lower = low.address if low else None
+        native = NativeTable(memory.address, row_scale.data_ptr(), row_sums.data_ptr(), finer, lower, rows, width)
         self._context.call("pack_table", weight.data_ptr(), weight.dtype == torch.bfloat16, native)
-        return Table(memory, refinement, row_scale, row_sums, native)
+        return Table(memory, refinement, low, row_scale, row_sums, native)
 
     def embed(self, table: Table, token_ids: Tensor) -> Tensor:
         """ids int64 [T] -> f32 [T, H]. Raises ValueError for an id outside the vocabulary."""

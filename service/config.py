@@ -75,7 +75,11 @@ class Settings(BaseSettings):
     dense_weights: Literal["auto", "on", "off"] = Field(
         "auto", description="int8 copy of the weights on a GPU, for many tokens; auto = in a quarter of its free memory"
     )
-    head_dtype: Literal["int8", "bf16", "int8-rescore"] | None = Field(None, description="type of the output head")
+    head_dtype: Literal["int8", "int4-rescore", "bf16", "int8-rescore"] | None = Field(
+        None,
+        description="type of the output head, the backend's own by default; *-rescore: the logits of the wider type, "
+        "of the few tokens that the narrower one leaves",
+    )
     max_queue: int = Field(512, ge=0, description="waiting requests before 503; 0 = unbounded")
     max_body_bytes: Size = Field(8 << 20, ge=1024, description="largest request body")
     max_header_bytes: Size = Field(64 << 10, ge=1024, description="largest request header")

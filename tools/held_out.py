@@ -110,12 +110,12 @@ def _wing_forward(folder: Path, isa: str, window: int) -> Forward:
 
     @torch.inference_mode()
     def forward(token_ids: Sequence[int]) -> Tensor:
-        return model.logits(model.forward(_one_row(token_ids), cache))
+        return model.logits(model.forward(one_row(token_ids), cache))
 
     return forward
 
 
-def _one_row(token_ids: Sequence[int]) -> ForwardBatch:
+def one_row(token_ids: Sequence[int]) -> ForwardBatch:
     """One sequence from its start, in the first blocks of the cache, every logit wanted."""
     length = len(token_ids)
     places = torch.arange(length)

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BN_ABI_VERSION 3
+#define BN_ABI_VERSION 4
 
 extern "C" {
 
@@ -38,7 +38,10 @@ typedef struct {
     int32_t tokens, width;  // T, K
 } bn_quantized;
 
-// An int8 vocabulary table. blocks[ceil(V/16)][ceil(H/4)][64]: byte j belongs to row j/4, k = 4 * block + j % 4.
+// An int8 vocabulary table. Whole (low NULL): blocks[ceil(V/16)][ceil(H/4)][64], byte j belongs to row j/4 and
+// k = 4 * block + j % 4. In halves: blocks[ceil(V/16)][ceil(H/8)][64] has the upper halves of code + 128, byte j of row
+// j/4 those of k = 8 * block + j % 4 (its lower four bits) and of k + 4; low[ceil(V/16) * 16][ceil(H/128) * 64] a row's
+// lower halves, byte j those of k = 8 * (j/4) + j % 4 and of k + 4. See screening.h.
 // refinement[V][H/2] (NULL: no embedding): four bits more of each value, for lookups; bits 4 (k % 2) of byte k/2 say in
 // which sixteenth of its step a value lies. int8 alone cost too much: see pack.cpp.
 typedef struct {
@@ -46,6 +49,7 @@ typedef struct {
     float* row_scale;   // [ceil(V/16) * 16]
     int32_t* row_sums;  // [ceil(V/16) * 16]
     uint8_t* refinement;
+    uint8_t* low;
     int32_t rows, width;
 } bn_table;
 

@@ -26,6 +26,7 @@ struct bn_context {
 namespace bitnet {
 
 size_t code_stride(int32_t width);  // bytes of one row of codes
+size_t low_stride(int32_t width);   // bytes of one row of a table's lower halves
 
 void embed(bn_context& c, const bn_table& table, const int64_t* ids, int32_t count, float* out);
 void norm_quantize(bn_context& c, const float* x, const float* gain, float eps, const bn_quantized& out);
@@ -36,6 +37,15 @@ void rope_write(bn_context& c, const float* qkv, int32_t heads, const bn_rope& r
                 int32_t layer, const bn_batch& batch, float* q_out);
 void attention(bn_context& c, const float* q, int32_t heads, const bn_cache& cache, int32_t layer,
                const bn_batch& batch, float* out);
+// The activations of a head, in scratch that the next step or head takes over.
+bn_quantized quantize_for_head(bn_context& c, const float* x, const float* gain, float eps, int32_t width,
+                               int32_t rows);
+// Of a table in halves: the sums over the upper ones, [T][stride]; all logits, [T][V].
+void screen_sums(bn_context& c, const bn_quantized& q, const bn_table& table, int32_t* sums, size_t stride);
+// Each token's codes in the order of a row's lower halves (see low_sum in screen.h), zeros beyond the width.
+void order_codes(const bn_quantized& q, size_t ordered, int8_t* to);
+void head_of_halves(bn_context& c, const bn_quantized& q, const bn_table& table, float* logits);
+void head_of(bn_context& c, const bn_quantized& q, const bn_table& table, float* logits);  // [T][V]
 void head(bn_context& c, const float* x, const float* gain, float eps, const bn_table& table, int32_t rows,
           float* logits);
 void head_topk(bn_context& c, const float* x, const float* gain, float eps, const bn_table& table, int32_t rows,

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int kSpan = 1 << 30, kRowSpan = 1 << 30;  // 32-bit sums: 4 * 8 * 127 * K / 4 stays below 2^31
+constexpr int kSpan = 1 << 30, kRowSpan = 1 << 30, kHalvesSpan = 1 << 30;  // 32-bit sums: 15 * 127 * K stays below 2^31
 
 using Partial = Int;
 BN_INLINE Partial zero() { return Partial{}; }

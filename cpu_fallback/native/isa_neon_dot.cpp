@@ -1,4 +1,4 @@
-// ARM with the dot product extension: sdot; codes up to 8 are as good signed as unsigned.
+// ARM with the dot product extension: sdot; codes up to 15 are as good signed as unsigned.
 #include <arm_neon.h>
 
 #define BN_LANES 4
@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int kSpan = 1 << 30, kRowSpan = 1 << 30;  // 32-bit sums
+constexpr int kSpan = 1 << 30, kRowSpan = 1 << 30, kHalvesSpan = 1 << 30;  // 32-bit sums
 constexpr int kLinearGroups = 1, kLinearTokens = 6, kRowGroups = 2, kHeadGroups = 1, kHeadTokens = 6;
 constexpr int kPrefetchBytes = 1024, kHeadOffset = 0;
 

@@ -4,7 +4,8 @@
 
 namespace {
 
-constexpr int kSpan = 32, kRowSpan = 8;  // 4 * 32 * 2 * 127 and 2 * 8 * (8 + 2) * 127 stay below 2^15
+// 4 * 32 * 2 * 127, 2 * 8 * (8 + 2) * 127 and 2 * 8 * 15 * 127 stay below 2^15
+constexpr int kSpan = 32, kRowSpan = 8, kHalvesSpan = 8;
 constexpr int kLinearGroups = 1, kLinearTokens = 2, kRowGroups = 1, kHeadGroups = 1, kHeadTokens = 2;
 constexpr int kPrefetchBytes = 2048, kHeadOffset = 0;
 

@@ -4,6 +4,7 @@
 // four products to each row's lane. The instruction set's source defines, before it includes this file:
 //   Partial, zero(), add(Partial, codes, x), fold(Int, Partial)   a running sum of u8 codes x s8 activations
 //   kSpan, kRowSpan      blocks of 16 k a Partial may take with codes up to 2, and up to 8 (see row_tile)
+//   kHalvesSpan          blocks of 8 k a Partial may take with codes up to 15 (see screen.h)
 //   head_add(Int, Bytes w, Bytes x), head_x(Bytes), kHeadOffset  a running sum of s8 x s8, kHeadOffset * sum(w) too big
 //   kLinearGroups, kLinearTokens, kRowGroups, kHeadGroups, kHeadTokens   tile extents that fit the registers
 //   kPrefetchBytes       how far ahead of each stream of weights to ask for
@@ -39,14 +40,34 @@ template <int Pair>
 BN_INLINE Bytes bit_pair(Bytes packed) {  // codes 0..2 of one bit pair of each byte
     return bits<Bytes>((bits<Half>(packed) >> (2 * Pair)) & 0x0303);
 }
+template <int Field>
+BN_INLINE Bytes nibble(Bytes packed) {  // 0..15: the lower or the upper half of each byte
+    return bits<Bytes>((bits<Half>(packed) >> (4 * Field)) & 0x0f0f);
+}
+
+// Codes of 2 or 4 bits: how many lie in a byte, one after the other in k, and how many blocks a Partial takes of them.
+template <int Bits>
+struct Field;
+template <>
+struct Field<2> {
+    static constexpr int kCount = 4, kBlocks = kSpan;
+    template <int I>
+    static BN_INLINE Bytes take(Bytes packed) { return bit_pair<I>(packed); }
+};
+template <>
+struct Field<4> {
+    static constexpr int kCount = 2, kBlocks = kHalvesSpan;
+    template <int I>
+    static BN_INLINE Bytes take(Bytes packed) { return nibble<I>(packed); }
+};
 
 // sums[t][v] = codes of register v . activations of token t, over all k.
-template <int Vectors, int Tokens>
+template <int Bits, int Vectors, int Tokens>
 void batch_tile(const uint8_t* w, size_t group_bytes, const int8_t* x, size_t x_stride, int blocks,
                 Int (&sums)[Tokens][Vectors]) {
     unroll<Tokens>([&](auto t) BN_LAMBDA { unroll<Vectors>([&](auto v) BN_LAMBDA { sums[t][v] = Int{}; }); });
-    for (int first = 0; first < blocks; first += kSpan) {
-        const int last = blocks - first < kSpan ? blocks : first + kSpan;
+    for (int first = 0; first < blocks; first += Field<Bits>::kBlocks) {
+        const int last = blocks - first < Field<Bits>::kBlocks ? blocks : first + Field<Bits>::kBlocks;
         Partial partial[Tokens][Vectors];
         unroll<Tokens>([&](auto t) BN_LAMBDA { unroll<Vectors>([&](auto v) BN_LAMBDA { partial[t][v] = zero(); }); });
         for (int b = first; b < last; ++b) {
@@ -56,11 +77,13 @@ void batch_tile(const uint8_t* w, size_t group_bytes, const int8_t* x, size_t x_
                 packed[v] = load_part<Bytes>(from + (v % kParts) * sizeof(Bytes));
                 if (v % kParts == 0) prefetch(from, b, blocks, Vectors / kParts, group_bytes);
             });
-            unroll<4>([&](auto pair) BN_LAMBDA {
+            unroll<Field<Bits>::kCount>([&](auto field) BN_LAMBDA {
                 Bytes codes[Vectors];
-                unroll<Vectors>([&](auto v) BN_LAMBDA { codes[v] = bit_pair<decltype(pair)::value>(packed[v]); });
+                unroll<Vectors>([&](auto v) BN_LAMBDA {
+                    codes[v] = Field<Bits>::template take<decltype(field)::value>(packed[v]);
+                });
                 unroll<Tokens>([&](auto t) BN_LAMBDA {
-                    const Bytes word = broadcast_word(x + size_t(t) * x_stride + size_t(b) * 16 + 4 * pair);
+                    const Bytes word = broadcast_word(x + size_t(t) * x_stride + size_t(b) * 4 * Field<Bits>::kCount + 4 * field);
                     unroll<Vectors>([&](auto v) BN_LAMBDA { partial[t][v] = add(partial[t][v], codes[v], word); });
                 });
             });
@@ -119,7 +142,7 @@ void linear_tile(const bn_quantized& q, const bn_weights& w, const float* residu
     if constexpr (Tokens == 1)
         row_tile<Groups * kParts>(from, group_bytes, x, blocks, sums);
     else
-        batch_tile<Groups * kParts, Tokens>(from, group_bytes, x, x_stride, blocks, sums);
+        batch_tile<2, Groups * kParts, Tokens>(from, group_bytes, x, x_stride, blocks, sums);
     for (int t = 0; t < Tokens; ++t) {
         for (int g = 0; g < Groups; ++g) {
             I32x16 sum;
@@ -153,12 +176,11 @@ void head_sums(const int8_t* w, size_t group_bytes, const int8_t* x, size_t x_st
 }
 
 template <int Groups, int Tokens>
-void head_tile(const bn_quantized& q, const bn_table& table, float* logits, int group, int token) {
+void head_tile(const bn_quantized& q, const bn_table& table, const int8_t* from, float* logits, int group, int token) {
     const int blocks = (table.width + 3) / 4;
     const size_t group_bytes = size_t(blocks) * kBlockBytes, x_stride = size_t((table.width + 15) / 16) * 16;
     alignas(64) Int sums[Tokens][Groups * kParts];
-    head_sums<Groups * kParts, Tokens>(table.blocks + size_t(group) * group_bytes, group_bytes,
-                                       q.codes + size_t(token) * x_stride, x_stride, blocks, sums);
+    head_sums<Groups * kParts, Tokens>(from, group_bytes, q.codes + size_t(token) * x_stride, x_stride, blocks, sums);
     for (int t = 0; t < Tokens; ++t) {
         for (int g = 0; g < Groups; ++g) {
             I32x16 sum;
@@ -215,12 +237,14 @@ void linear(const bn_quantized& q, const bn_weights& w, const float* residual, f
         cover<kLinearGroups, kLinearTokens>(first_group, last_group, group_bytes, q.tokens, tile);
 }
 
-void head(const bn_quantized& q, const bn_table& table, float* logits, int32_t first_group, int32_t last_group) {
+void head(const bn_quantized& q, const bn_table& table, const int8_t* blocks, float* logits, int32_t first_group,
+          int32_t last_group) {
     const size_t group_bytes = size_t((table.width + 3) / 4) * kBlockBytes;
     cover<kHeadGroups, kHeadTokens>(first_group, last_group, group_bytes, q.tokens,
                                     [&](auto groups, auto tokens, int group, int token) BN_LAMBDA {
                                         head_tile<decltype(groups)::value, decltype(tokens)::value>(
-                                            q, table, logits, group, token);
+                                            q, table, blocks + size_t(group - first_group) * group_bytes, logits,
+                                            group, token);
                                     });
 }
 

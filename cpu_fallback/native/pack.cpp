@@ -84,6 +84,32 @@ BN_WIDER float largest_magnitude(const float* values, int32_t width) {  // as in
 // Half to even for |x| < 2^22, without a call: see nearest() in simd.h.
 float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
+int8_t* row_in_blocks(const bn_table& out, int32_t row, int32_t block_width) {
+    const int32_t blocks = (out.width + block_width - 1) / block_width;
+    return out.blocks + size_t(row / kRows) * size_t(blocks) * 64 + size_t(row % kRows) * 4;
+}
+
+void place_whole(const int8_t* codes, const bn_table& out, int32_t row) {
+    int8_t* to = row_in_blocks(out, row, 4);
+    for (int32_t k = 0; k < out.width; k += 4) std::memcpy(to + k / 4 * 64, codes + k, 4);
+}
+
+// codes are read to the next multiple of 8.
+BN_WIDER void place_halves(const int8_t* codes, const bn_table& out, int32_t row) {
+    int8_t* upper = row_in_blocks(out, row, 8);
+    uint8_t* lower = out.low + size_t(row) * low_stride(out.width);
+    for (int32_t k = 0; k < out.width; k += 8) {
+        uint32_t first, second;
+        std::memcpy(&first, codes + k, 4);
+        std::memcpy(&second, codes + k + 4, 4);
+        first ^= 0x80808080, second ^= 0x80808080;  // + 128
+        const uint32_t high = (first >> 4 & 0x0f0f0f0f) | (second & 0xf0f0f0f0);
+        const uint32_t low = (first & 0x0f0f0f0f) | (second << 4 & 0xf0f0f0f0);
+        std::memcpy(upper + k / 8 * 64, &high, 4);
+        std::memcpy(lower + k / 2, &low, 4);
+    }
+}
+
 // The codes of a table's row follow the same definition as activations: clamp(rint(w * (127 / max |w|)), -127, 127),
 // and `sixteenths` say where in its step a value lies: value / step - code is in -0.5..0.5.
 // The head needs only the codes. A looked-up embedding enters the residual stream, where int8 alone took the logit
@@ -103,8 +129,11 @@ BN_WIDER void pack_table_row(const float* __restrict values, const bn_table& out
     }
     out.row_scale[row] = top / 127.0f;
     out.row_sums[row] = sum;
-    int8_t* to = out.blocks + size_t(row / kRows) * size_t(out.width / 4) * 64 + size_t(row % kRows) * 4;
-    for (int32_t k = 0; k < width; k += 4) std::memcpy(to + k / 4 * 64, codes + k, 4);
+    std::memset(codes + width, 0, size_t(-width) % 16);
+    if (out.low)
+        place_halves(codes, out, row);
+    else
+        place_whole(codes, out, row);
     if (!out.refinement) return;
     uint8_t* finer = out.refinement + size_t(row) * size_t(out.width / 2);
     for (int32_t k = 0; k < width; k += 2) finer[k / 2] = uint8_t(sixteenths[k] | sixteenths[k + 1] << 4);

@@ -156,17 +156,21 @@ BN_INLINE I32x16 load(const int32_t* from) {
 BN_INLINE void store(float* to, const F32x16& value) {
     unroll<kParts>([&](auto i) BN_LAMBDA { __builtin_memcpy(to + i * kLanes, &value.part[i], sizeof(Float)); });
 }
+BN_INLINE void store(int32_t* to, const I32x16& value) {
+    unroll<kParts>([&](auto i) BN_LAMBDA { __builtin_memcpy(to + i * kLanes, &value.part[i], sizeof(Int)); });
+}
 BN_INLINE F32x16 load(const float* from, int count) {  // the first `count` lanes, zero beyond
     if (count >= 16) return load(from);
     float lanes[16] = {};
     __builtin_memcpy(lanes, from, sizeof(float) * size_t(count));
     return load(lanes);
 }
-BN_INLINE void store(float* to, const F32x16& value, int count) {  // the first `count` lanes
+template <class Lane, class Part>
+BN_INLINE void store(Lane* to, const Wide<Part>& value, int count) {  // the first `count` lanes
     if (count >= 16) return store(to, value);
-    float lanes[16];
+    Lane lanes[16];
     store(lanes, value);
-    __builtin_memcpy(to, lanes, sizeof(float) * size_t(count));
+    __builtin_memcpy(to, lanes, sizeof(Lane) * size_t(count));
 }
 
 // Conversions that gcc 12 takes apart lane by lane on AVX2 and AVX-512: named there, left to the compiler elsewhere.

@@ -2,15 +2,18 @@
 #pragma once
 
 #include "attention.h"
+#include "join.h"
 #include "linear.h"
 #include "pointwise.h"
+#include "screen.h"
 
 namespace {
 
 template <class... Wide>
 constexpr bitnet::Kernels make_table(const char* isa, const Wide&... wide) {
-    return {isa,  kRowGroups,    kLinearGroups,      kHeadGroups, linear,
-            head, norm_quantize, gate_norm_quantize, rope_write,  attend, {wide...}};
+    return {isa,  kRowGroups, kLinearGroups, kHeadGroups,   linear,
+            head, join, screen, low_sum, pick, norm_quantize,
+            gate_norm_quantize, rope_write, attend, {wide...}};
 }
 
 }  // namespace

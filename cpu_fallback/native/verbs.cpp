@@ -53,16 +53,41 @@ size_t attention_scratch(const bn_cache& cache, int32_t heads_per_group) {
     return (rows * (size_t(cache.token_lanes + cache.value_lanes) + 4 + pointers) + 15) / 16 * 16;
 }
 
+namespace {
+
+// The codes of one row of a table, in either of its layouts.
+class CodesOfRow {
+  public:
+    CodesOfRow(const bn_table& table, int64_t id) {
+        const int32_t block_width = table.low ? 8 : 4;
+        const size_t group_bytes = size_t((table.width + block_width - 1) / block_width) * 64;
+        from_ = table.blocks + size_t(id / 16) * group_bytes + size_t(id % 16) * 4;
+        if (table.low) low_ = table.low + size_t(id) * low_stride(table.width);
+    }
+    int32_t operator[](int32_t k) const {
+        if (!low_) return from_[k / 4 * 64 + k % 4];
+        const int shift = k % 8 / 4 * 4;
+        return 16 * (uint8_t(from_[k / 8 * 64 + k % 4]) >> shift & 15) + (low_[k / 8 * 4 + k % 4] >> shift & 15) - 128;
+    }
+
+  private:
+    const int8_t* from_;
+    const uint8_t* low_ = nullptr;
+};
+
+}  // namespace
+
+size_t low_stride(int32_t width) { return size_t((width + 127) / 128) * 64; }
+
 void embed(bn_context& c, const bn_table& table, const int64_t* ids, int32_t count, float* out) {
-    const size_t group_bytes = size_t((table.width + 3) / 4) * 64;
     over_tokens(c.pool, count, table.width, [&](int token, int) {
         const int64_t id = ids[token];
-        const int8_t* from = table.blocks + size_t(id / 16) * group_bytes + size_t(id % 16) * 4;
+        const CodesOfRow codes(table, id);
         const uint8_t* finer = table.refinement + size_t(id) * size_t(table.width / 2);
         float* to = out + size_t(token) * size_t(table.width);
         for (int k = 0; k < table.width; ++k) {
             const float sixteenth = float(finer[k / 2] >> (4 * (k % 2)) & 15) * 0.0625f - 0.46875f;
-            to[k] = (float(from[k / 4 * 64 + k % 4]) + sixteenth) * table.row_scale[id];
+            to[k] = (float(codes[k]) + sixteenth) * table.row_scale[id];
         }
     });
 }
@@ -185,21 +210,38 @@ void attention(bn_context& c, const float* q, int32_t heads, const bn_cache& cac
     });
 }
 
-void head(bn_context& c, const float* x, const float* gain, float eps, const bn_table& table, int32_t rows,
-          float* logits) {
-    if (rows == 0) return;
+bn_quantized quantize_for_head(bn_context& c, const float* x, const float* gain, float eps, int32_t width,
+                               int32_t rows) {
     const auto carve = [&](Carver& carver) {
         const size_t tokens = size_t(rows);
-        return bn_quantized{carver.take<int8_t>(tokens * code_stride(table.width)), carver.take<float>(tokens),
-                            carver.take<int32_t>(tokens), rows, table.width};
+        return bn_quantized{carver.take<int8_t>(tokens * code_stride(width)), carver.take<float>(tokens),
+                            carver.take<int32_t>(tokens), rows, width};
     };
     Carver measure(nullptr);
     carve(measure);
     Carver carver(c.step_scratch.reserve(measure.used()));
     const bn_quantized q = carve(carver);
     norm_quantize(c, x, gain, eps, q);
+    return q;
+}
+
+void screen_sums(bn_context& c, const bn_quantized& q, const bn_table& table, int32_t* sums, size_t stride) {
+    in_pieces(c, groups_of(table.rows), q.tokens == 1 ? c.kernels->row_groups : c.kernels->linear_groups,
+              [&](int first, int last) { c.kernels->screen(q, table, sums, stride, first, last); });
+}
+
+void head_of(bn_context& c, const bn_quantized& q, const bn_table& table, float* logits) {
+    if (table.low) return head_of_halves(c, q, table, logits);
     in_pieces(c, groups_of(table.rows), c.kernels->head_groups,
-              [&](int first, int last) { c.kernels->head(q, table, logits, first, last); });
+              [&](int first, int last) {
+                  const size_t group_bytes = size_t((table.width + 3) / 4) * 64;
+                  c.kernels->head(q, table, table.blocks + size_t(first) * group_bytes, logits, first, last);
+              });
+}
+
+void head(bn_context& c, const float* x, const float* gain, float eps, const bn_table& table, int32_t rows,
+          float* logits) {
+    if (rows > 0) head_of(c, quantize_for_head(c, x, gain, eps, table.width, rows), table, logits);
 }
 
 const char* refuse_ids(const int64_t* ids, int32_t count, int32_t limit, int32_t least, const char* what) {

@@ -73,13 +73,24 @@ void linear_verbs(bn_context* context, const char* isa, int rows, int width, int
     std::vector<int8_t> table_blocks(size_t(round_up(rows) * width));
     std::vector<float> table_scale(size_t(round_up(rows)));
     std::vector<int32_t> table_sums(size_t(round_up(rows)));
-    bn_table table = {table_blocks.data(), table_scale.data(), table_sums.data(), nullptr, rows, width};
+    bn_table table = {table_blocks.data(), table_scale.data(), table_sums.data(), nullptr, nullptr, rows, width};
     must(bn_pack_table(context, table_values.data(), 0, &table));
     must(bn_head(context, x.data(), gain.data(), 1e-5f, &table, tokens, logits.data()));
+    std::vector<float> logits_of_halves(logits.size()), best_logits(size_t(tokens * (rows / 64)));
+    std::vector<int8_t> upper(size_t(round_up(rows) * ((width + 7) / 8) * 4));
+    std::vector<uint8_t> lower(size_t(round_up(rows) * ((width + 127) / 128) * 64));
+    std::vector<int64_t> best(best_logits.size());
+    bn_table halves = {upper.data(), table_scale.data(), table_sums.data(), nullptr, lower.data(), rows, width};
+    must(bn_pack_table(context, table_values.data(), 0, &halves));
+    must(bn_head(context, x.data(), gain.data(), 1e-5f, &halves, tokens, logits_of_halves.data()));
+    must(bn_head_topk(context, x.data(), gain.data(), 1e-5f, &halves, tokens, rows / 64, nullptr, 0, best.data(),
+                      best_logits.data()));
     report(isa, "norm_quantize", q.codes);
     report(isa, "linear", out);
     report(isa, "gate_norm_quantize", gated.codes);
     report(isa, "head", logits);
+    report(isa, "head_of_halves", logits_of_halves);
+    report(isa, "head_topk", best_logits);
 }
 
 void attention_verbs(bn_context* context, const char* isa, int is_int8) {

@@ -29,9 +29,9 @@ PARAMS: list[dict[str, object]] = [
 ]
 
 
-def requests() -> list[Request]:
+def requests(**changed: object) -> list[Request]:
     return [
-        request_of(random_ids(length, length).tolist(), seed=length, **params)
+        request_of(random_ids(length, length).tolist(), seed=length, **(params | changed))
         for length, params in zip(PROMPTS, PARAMS, strict=True)
     ]
 
@@ -145,3 +145,15 @@ def test_indices_outside_their_tables_are_refused_before_anything_is_written(tin
     with pytest.raises(ValueError, match="at least one round"):
         model.decode(good, replace(draws, randoms=draws.randoms[:0]), cache)
     assert not any(bytes(cache.memory.bytes_view()))
+
+
+def test_a_head_in_halves_decodes_the_tokens_of_the_whole_one_and_bans_the_same(tiny_packed: Path) -> None:
+    found = []
+    for head_dtype in ("int8", "int4-rescore"):
+        model = load_model(tiny_packed, open_wing("portable", threads=2), head_dtype=head_dtype)
+        assert model.decode is not None
+        tokens, rows = decoded(model, requests(top_k=8), "bf16"), requests(top_k=8)[:1]  # of 512: few enough to screen
+        draws = banned(draws_of(rows, 3), model.config.vocab_size)
+        found.append((tokens, model.decode(newest(rows), draws, filled(model, rows, "bf16")).tolist()))
+    assert found[0] == found[1]
+    assert found[0][1] == [[-2]] * 3

@@ -73,6 +73,23 @@ def batch_of(requests: list[Request], rounds: int = 1) -> DrawBatch:
     )
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@every_isa
+def test_a_head_in_halves_draws_what_the_whole_one_draws(isa: str, threads: int) -> None:
+    wing = open_wing(isa, threads)
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.randn(17000, WIDTH, generator=generator)  # 250 likeliest are few enough of them to be screened for
+    weight[10:20] = weight[9]
+    x = torch.randn(ROWS, WIDTH, generator=generator)
+    whole, halves = (wing.pack_table(weight, embedding=False, head_dtype=dtype) for dtype in ("int8", "int4-rescore"))
+    requests = [request for request in requests_of_every_kind() if request.params.top_k < 1000]
+    x = x[: len(requests)]
+    for rounds_of in (requests, requests[:1], requests[3:5]):
+        draws = batch_of(rounds_of)
+        expected = wing.head_draw(x[: len(rounds_of)], GAIN, 1e-5, whole, draws)
+        assert torch.equal(wing.head_draw(x[: len(rounds_of)], GAIN, 1e-5, halves, draws), expected)
+
+
 @every_isa
 @pytest.mark.parametrize("threads", [1, 2])
 def test_rows_of_every_kind_draw_what_a_plain_reading_of_the_chain_draws(isa: str, threads: int) -> None:
