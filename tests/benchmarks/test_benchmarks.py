@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.cpu_model import Sample, cost_of, measure, table_row
 from benchmarks.limits import Limits
 from benchmarks.model_steps import Case, OurSteps
 from benchmarks.report import percentile
+from benchmarks.screening import DTYPES, Heads, synthetic_states
 from benchmarks.serving import Answer, Prompts, figures
 from benchmarks.serving import Case as Clients
 from benchmarks.shapes import SHAPES, checkpoint, step_cost, ternary_weights
 from benchmarks.timebox import TimeBox
+from bitnet_model.ops import load_ops
+from cpu_fallback.native_wing import NativeCpuWing
 
 SIZES = {"rows": 2, "context": 33, "prompt": 40}
 
@@ -163,3 +167,17 @@ def test_without_minutes_every_round_is_run() -> None:
 
 def test_of_two_measurements_the_higher_of_each_limit_counts() -> None:
     assert Limits(1.0, 4.0, 5.0, "dot").best(Limits(2.0, 3.0, 6.0, "dot")) == Limits(2.0, 4.0, 6.0, "dot")
+
+
+def test_heads_that_differ_are_found_to_differ_and_equal_ones_are_not() -> None:
+    wing = load_ops("cpu", isa="auto", threads=1)
+    if not isinstance(wing, NativeCpuWing):
+        pytest.skip("the native library is not built here")
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(2600, 64, generator=generator)
+    whole, halves = (wing.pack_table(weight, embedding=False, head_dtype=dtype) for dtype in DTYPES)
+    other = wing.pack_table(weight.flip(0), embedding=False, head_dtype=DTYPES[1])
+    for tables, differing in (((whole, halves), 0), ((whole, other), 64)):
+        heads = Heads(wing, tables, torch.ones(64), 1e-5)
+        found = heads.compare(synthetic_states(weight, generator), 64)
+        assert (found["positions"], found["differing"]) == (64, differing)
