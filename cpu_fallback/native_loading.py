@@ -77,9 +77,9 @@ def _library() -> NativeLibrary:
         raise RuntimeError(f"the native library cannot be loaded: {error}") from error
 
 
-_LINEARS = ((20, 36, (1, 2, 3, 17)), (132, 548, (1, 8, 13)), (708, 276, (35,)))
+_LINEARS = ((20, 36, (1, 2, 3, 17)), (132, 548, (1, 8, 13)), (708, 276, (35,)), (4868, 20, (8,)))
 """(N, K, tokens): rows and columns beyond and below whole blocks; 548 = 34 blocks and a quarter, past every span; the
-last is enough of everything for the wide way of a linear, and some rows and tokens more."""
+last two are enough of everything for the wide ways of a linear, and some rows and tokens more."""
 
 
 def probe(wing: NativeCpuWing) -> Iterator[tuple[str, Tensor]]:

@@ -18,10 +18,10 @@ struct AttentionPart {
     int32_t first_head, group;  // the heads first_head .. first_head + group - 1
 };
 
-// The linear for a tile of up to `tokens` tokens (0: there is none), which pays from least_tokens on, and for a
-// multiple of `groups` groups of rows; scratch of so many bytes is best in huge pages.
+// The linear for a tile of up to `tokens` tokens (0: there is none), which pays from least_tokens on, over
+// least_groups to most_groups groups of rows; scratch of so many bytes is best in huge pages.
 struct WideKernels {
-    int32_t tokens, least_tokens, groups;
+    int32_t tokens, least_tokens, least_groups, most_groups;
     size_t (*scratch)(const bn_weights& w, int32_t groups);
     void (*linear)(const bn_quantized& q, const bn_weights& w, const float* residual, float* out, int32_t first_token,
                    int32_t tokens, int32_t first_group, int32_t groups, uint8_t* scratch);
@@ -53,7 +53,7 @@ struct Kernels {
                        int32_t layer, int64_t slot, float* scratch, float* q_out);
     // scratch: attention_scratch() floats
     void (*attend)(const AttentionPart& part, const bn_cache& cache, float* scratch);
-    WideKernels wide[2];  // the larger first
+    WideKernels wide[3];  // the larger first
 };
 
 constexpr int32_t kAttentionRows = 32;  // (query, head) pairs of a part, unless one query's heads alone are more

@@ -4,8 +4,8 @@
 // of one byte have 81 values, so the 81 sums that they can make of four activations are tabulated once for a tile of
 // tokens, and every row then adds a table entry (16 bits a token) instead of multiplying. That is bound by loads and by
 // finding the entry, so the two share a core well: on Zen 4 (2026-11-26) 16 dot products take 16 cycles, with 3 rows of
-// 4 lookups for 16 tokens 16.4, with 2 rows for 32 tokens 17.6: 109 and 116 products a cycle. (With 3 rows for 8 tokens
-// 16.1 and 87, which the tables then use up.) The tabulation is the "method of four Russians" (Arlazarov et al., 1970).
+// 4 lookups for 16 tokens 16.4, with 2 rows for 32 tokens 17.6: 109 and 116 products a cycle. With 3 rows for 8 tokens
+// it is 16.1 and 87: enough for the tables only where very many rows share them. The tabulation is the "method of four Russians" (Arlazarov et al., 1970).
 //
 // Exact: an entry is at most 4 * 127, 64 of them fit 16 bits, and then they go to 32-bit sums.
 #pragma once
@@ -33,11 +33,11 @@ class WideTile {
   public:
     // Groups that are multiplied and looked up in as many steps: each kDotGroups meet the tokens in Tokens / kDotTokens
     // parts, a block in each with kRowsABlock rows looked up beside it.
-    static constexpr int kDotUnit = Tokens == 32 ? 2 : 4;
+    static constexpr int kDotUnit = 64 / Tokens;
     static constexpr int kLookupUnit = kDotUnit / kDotGroups * (Tokens / kDotTokens) * kRowsABlock / 16;
     static constexpr int kUnit = kDotUnit + kLookupUnit;
 
-    // The tile's tokens are all of q.
+    // The tile's tokens are all of q, the groups as many of these as are whole units.
     WideTile(const bn_quantized& q, const bn_weights& w, int first_group, int groups)
         : q_(q), w_(w), blocks_((w.width + 15) / 16), first_group_(first_group),
           lookup_groups_(groups / kUnit * kLookupUnit), dot_groups_(groups / kUnit * kDotUnit),
@@ -68,6 +68,20 @@ class WideTile {
   private:
     const uint8_t* weights(int group) const { return w_.blocks + size_t(group) * size_t(blocks_) * kBlockBytes; }
 
+    // A register's lanes of tokens that the tile has: eight or sixteen.
+    static BN_INLINE void store_lanes(int32_t* to, Zmm lanes) {
+        if constexpr (Tokens < 16)
+            _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(lanes));
+        else
+            _mm512_store_si512(to, lanes);
+    }
+    static BN_INLINE Zmm load_lanes(const int32_t* from) {
+        if constexpr (Tokens < 16)
+            return _mm512_zextsi256_si512(_mm256_load_si256(reinterpret_cast<const __m256i*>(from)));
+        else
+            return _mm512_load_si512(from);
+    }
+
     // words_[k / 4][token]: four activations each, zeros beside the tokens that there are.
     void lay_out_words() {
         const size_t stride = size_t(blocks_) * 4;
@@ -81,7 +95,7 @@ class WideTile {
                 }
                 transpose(words);
                 for (int i = 0; i < least(16, blocks_ * 4 - at); ++i)
-                    _mm512_store_si512(words_ + size_t(at + i) * Tokens + token, words[i]);
+                    store_lanes(words_ + size_t(at + i) * Tokens + token, words[i]);
             }
         }
     }
@@ -231,7 +245,7 @@ class WideTile {
     void finish(int g, int token) {
         Zmm sums[16];
         for (int row = 0; row < 16; ++row)
-            sums[row] = _mm512_load_si512(sums_ + (size_t(g) * 16 + size_t(row)) * Tokens + token);
+            sums[row] = load_lanes(sums_ + (size_t(g) * 16 + size_t(row)) * Tokens + token);
         transpose(sums);
         for (int t = 0; t < least(16, q_.tokens - token); ++t) write(first_group_ + g, token + t, Int(sums[t]));
     }
@@ -266,10 +280,13 @@ void linear_wide(const bn_quantized& q, const bn_weights& w, const float* residu
     const size_t codes = size_t(first_token) * size_t((w.width + 15) / 16) * 16;
     const size_t outputs = size_t(first_token) * size_t(w.rows);
     const bn_quantized part{q.codes + codes, q.scale + first_token, q.sums + first_token, tokens, q.width};
+    const float* part_residual = residual ? residual + outputs : nullptr;
     WideTile<Tokens> tile(part, w, first_group, groups);
     Carver carver(scratch);
     tile.carve(carver);
-    tile.run(residual ? residual + outputs : nullptr, out + outputs);
+    tile.run(part_residual, out + outputs);
+    const int left = groups % WideTile<Tokens>::kUnit;
+    linear(part, w, part_residual, out + outputs, first_group + groups - left, first_group + groups);
 }
 
 template <int Tokens>
@@ -280,8 +297,8 @@ size_t wide_scratch(const bn_weights& w, int32_t groups) {
 }
 
 template <int Tokens>
-constexpr bitnet::WideKernels wide_kernels(int32_t least_tokens) {
-    return {Tokens, least_tokens, WideTile<Tokens>::kUnit, wide_scratch<Tokens>, linear_wide<Tokens>};
+constexpr bitnet::WideKernels wide_kernels(int32_t least_tokens, int32_t least_groups, int32_t most_groups) {
+    return {Tokens, least_tokens, least_groups, most_groups, wide_scratch<Tokens>, linear_wide<Tokens>};
 }
 
 }  // namespace

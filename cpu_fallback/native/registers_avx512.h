@@ -56,7 +56,7 @@ struct Lane;
         typedef int32_t Words __attribute__((vector_size(4 * (tokens))));                  \
         static Entry narrow(Words words) { return __builtin_convertvector(words, Entry); } \
     };
-BN_LANE(16) BN_LANE(32)
+BN_LANE(8) BN_LANE(16) BN_LANE(32)
 #undef BN_LANE
 
 }  // namespace

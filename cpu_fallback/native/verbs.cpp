@@ -108,56 +108,46 @@ void gate_norm_quantize(bn_context& c, const float* gate_up, const float* gain, 
 
 namespace {
 
-// Tokens first .. first + count - 1 of a linear, groups of rows from first_group on.
+// Tokens from `first` on.
 void narrow_linear(bn_context& c, const bn_quantized& q, const bn_weights& w, const float* residual, float* out,
-                   int first, int count, int first_group) {
-    const size_t outputs = size_t(first) * size_t(w.rows);
-    const size_t codes = size_t(first) * code_stride(q.width);
-    const bn_quantized part{q.codes + codes, q.scale + first, q.sums + first, count, q.width};
+                   int first) {
+    const size_t outputs = size_t(first) * size_t(w.rows), codes = size_t(first) * code_stride(q.width);
+    const bn_quantized part{q.codes + codes, q.scale + first, q.sums + first, q.tokens - first, q.width};
     const float* part_residual = residual ? residual + outputs : nullptr;
-    in_pieces(c, groups_of(w.rows) - first_group, count == 1 ? c.kernels->row_groups : c.kernels->linear_groups,
-              [&](int begin, int end) {
-                  c.kernels->linear(part, w, part_residual, out + outputs, first_group + begin, first_group + end);
-              });
+    in_pieces(c, groups_of(w.rows), part.tokens == 1 ? c.kernels->row_groups : c.kernels->linear_groups,
+              [&](int begin, int end) { c.kernels->linear(part, w, part_residual, out + outputs, begin, end); });
 }
 
 // How a wide linear is cut into items: tiles of tokens times chunks of groups.
 struct WideCut {
-    int tokens, groups;  // all that are wide; 0: none
-    int tiles, chunks, chunk_groups;
+    int tokens;  // all that are wide; 0: none
+    int tiles, chunks;
 };
-
-constexpr int kMostWideGroups = 288;  // of a chunk: what its rows need, up to 128 bytes each, stays in the second cache
-constexpr int kLeastWideGroups = 40;  // fewer rows do not pay for their tables
 
 WideCut cut_wide(const WideKernels& wide, int threads, int tokens, int groups) {
     WideCut cut{};
     if (!wide.tokens) return cut;
-    const int units = groups / wide.groups;
     cut.tiles = tokens / wide.tokens + (tokens % wide.tokens >= wide.least_tokens);
-    cut.chunks = (units * wide.groups + kMostWideGroups - 1) / kMostWideGroups;
-    if (!cut.tiles || !cut.chunks) return cut;
+    cut.chunks = (groups + wide.most_groups - 1) / wide.most_groups;
     while (cut.tiles * cut.chunks % threads && cut.tiles * cut.chunks < 8 * threads) ++cut.chunks;
-    cut.chunk_groups = (units + cut.chunks - 1) / cut.chunks * wide.groups;
-    if (cut.chunk_groups < kLeastWideGroups) return cut;
-    cut.tokens = std::min(tokens, cut.tiles * wide.tokens), cut.groups = units * wide.groups;
-    cut.chunks = (cut.groups + cut.chunk_groups - 1) / cut.chunk_groups;
+    if (groups / cut.chunks >= wide.least_groups) cut.tokens = std::min(tokens, cut.tiles * wide.tokens);
     return cut;
 }
 
 // Tokens from `first` on, as many as there are tiles for; returns how many.
 int wide_linear(bn_context& c, const WideKernels& wide, const bn_quantized& q, const bn_weights& w,
                 const float* residual, float* out, int first) {
-    const WideCut cut = cut_wide(wide, c.pool.threads(), q.tokens - first, groups_of(w.rows));
+    const int groups = groups_of(w.rows);
+    const WideCut cut = cut_wide(wide, c.pool.threads(), q.tokens - first, groups);
     if (!cut.tokens) return 0;
-    const size_t stride = wide.scratch(w, cut.chunk_groups);
+    const size_t stride = wide.scratch(w, (groups + cut.chunks - 1) / cut.chunks);
     uint8_t* scratch = c.wide_scratch.reserve(stride * size_t(c.pool.threads()));
     c.pool.run(cut.tiles * cut.chunks, [&](int item, int worker) {  // a chunk meets all tiles before the next one comes
-        const int token = item % cut.tiles * wide.tokens, group = item / cut.tiles * cut.chunk_groups;
-        wide.linear(q, w, residual, out, first + token, std::min(wide.tokens, cut.tokens - token), group,
-                    std::min(cut.chunk_groups, cut.groups - group), scratch + stride * size_t(worker));
+        const int token = item % cut.tiles * wide.tokens, chunk = item / cut.tiles;
+        const int begin = groups * chunk / cut.chunks, end = groups * (chunk + 1) / cut.chunks;
+        wide.linear(q, w, residual, out, first + token, std::min(wide.tokens, cut.tokens - token), begin, end - begin,
+                    scratch + stride * size_t(worker));
     });
-    if (cut.groups < groups_of(w.rows)) narrow_linear(c, q, w, residual, out, first, cut.tokens, cut.groups);
     return cut.tokens;
 }
 
@@ -166,7 +156,7 @@ int wide_linear(bn_context& c, const WideKernels& wide, const bn_quantized& q, c
 void linear(bn_context& c, const bn_quantized& q, const bn_weights& w, const float* residual, float* out) {
     int done = 0;
     for (const WideKernels& wide : c.kernels->wide) done += wide_linear(c, wide, q, w, residual, out, done);
-    if (done < q.tokens) narrow_linear(c, q, w, residual, out, done, q.tokens - done, 0);
+    if (done < q.tokens) narrow_linear(c, q, w, residual, out, done);
 }
 
 void rope_write(bn_context& c, const float* qkv, int32_t heads, const bn_rope& rope, const bn_cache& cache,

@@ -9,9 +9,9 @@ from torch import Tensor
 from cpu_fallback.native_handles import Quantized
 from tests.cpu_fallback.native_support import every_isa, open_wing, random_planes
 
-SHAPES = [(4, 4), (16, 16), (20, 36), (60, 20), (64, 260), (148, 548), (260, 2084), (1444, 300)]
+SHAPES = [(4, 4), (16, 16), (20, 36), (60, 20), (64, 260), (148, 548), (260, 2084), (1444, 300), (4868, 276)]
 TOKENS = [1, 2, 3, 5, 7, 8, 9, 13, 17, 25, 32, 54, 65]
-"""The last of both go the wide way where there is one: from 13 tokens and 640 rows on."""
+"""The last of both go the wide way where there is one: from 13 tokens and 640 rows on, from 8 and 4800."""
 
 
 def random_activations(generator: torch.Generator, tokens: int, width: int) -> tuple[Tensor, Quantized]:
@@ -59,11 +59,12 @@ def test_the_largest_sums_of_any_model_do_not_saturate(isa: str) -> None:
 def test_the_largest_sums_of_many_tokens_and_rows_do_not_saturate(isa: str) -> None:
     wing, width = open_wing(isa), 2100
     for value in (-1, 1):
-        planes = torch.full((176, width), (value + 1) * 0b01010101, dtype=torch.uint8)
-        weights = wing.pack([(planes, torch.ones(704))])
-        for code in (-127, 127):
-            q = quantized(torch.full((32, width), code, dtype=torch.int8), torch.ones(32))
-            assert (wing.ternary_linear(q, weights) == float(value * code * width)).all()
+        for rows, tokens in ((704, 32), (4864, 8)):
+            planes = torch.full((rows // 4, width), (value + 1) * 0b01010101, dtype=torch.uint8)
+            weights = wing.pack([(planes, torch.ones(rows))])
+            for code in (-127, 127):
+                q = quantized(torch.full((tokens, width), code, dtype=torch.int8), torch.ones(tokens))
+                assert (wing.ternary_linear(q, weights) == float(value * code * width)).all()
 
 
 @every_isa
