@@ -98,8 +98,10 @@ class NativeCpuWing:
             )
         weight = weight.contiguous()
         rows, width = weight.shape
-        if head_dtype == "int4-rescore" or (head_dtype == "auto" and halves_pay(weight)):
-            logger.info("a head of %d rows is kept in halves: few of its logits need all of it", rows)
+        if head_dtype == "auto":
+            head_dtype = "int4-rescore" if halves_pay(weight) else "int8"
+            logger.info("head_dtype auto: %s for a head of %d rows", head_dtype, rows)
+        if head_dtype == "int4-rescore":
             memory = NativeMemory(self._library, round_up(rows, 16) * round_up(width, 8) // 2, huge=True)
             low = NativeMemory(self._library, round_up(rows, 16) * round_up(width, 128) // 2, huge=True)
         else:

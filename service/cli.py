@@ -7,6 +7,7 @@ Exit codes: service/commands/exits.py. The commands beside `serve` are in servic
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ def serve(model: str | None, config: Path | None, print_config: bool, **flags: s
     if print_config:
         show_config(resolved)
         return
+    gc.disable()  # until compose.settle_memory: what is imported and loaded stays, and looking for garbage takes 0.3 s
     from service.compose import serve as run  # torch and the web stack are loaded only when there is a server to run
 
     raise typer.Exit(run(resolved.settings))
