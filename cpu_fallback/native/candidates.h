@@ -24,8 +24,8 @@ class Best {
     const Candidate* end() const { return heap_ + size_; }
 
   private:
-    Candidate* const heap_;  // its front is the least of them once there are k
-    const int32_t k_;
+    Candidate* heap_;  // its front is the least of them once there are k
+    int32_t k_;
     int32_t size_ = 0;
 };
 

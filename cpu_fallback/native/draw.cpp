@@ -26,8 +26,7 @@ int32_t window_of(const bn_draws& draws, int32_t row, int32_t round, const int64
     return length;
 }
 
-// The biases of a row, then the penalties of its window, each distinct token once; sorts the window. logits[id] is to be
-// changed.
+// The biases of a row, then the penalties of its window, each distinct token once, on logits[id]; sorts the window.
 template <class Logits>
 void edit(const bn_draws& draws, int32_t row, int32_t* sorted, int32_t length, Logits& logits) {
     const bn_draw& draw = draws.rows[row];

@@ -7,8 +7,8 @@
 namespace {
 
 // A lane of vpmaddubsw takes two products. Batch: 16 blocks * 4 words * 2 * 2 * 127 = 32512 < 2^15. One row, odd pairs
-// masked in place (codes up to 8): 8 blocks * 2 words * 2 * 8 * 127 = 32512. Halves: 4 blocks * 2 words * 2 * 15 * 127 =
-// 30480. None can saturate or wrap.
+// masked in place (codes up to 8): 8 blocks * 2 words * 2 * 8 * 127 = 32512. Halves: 4 blocks * 2 words * 2 * 15 * 127
+// = 30480. None can saturate or wrap.
 constexpr int kSpan = 16, kRowSpan = 8, kHalvesSpan = 4;
 constexpr int kLinearGroups = 1, kLinearTokens = 6, kRowGroups = 2, kHeadGroups = 1, kHeadTokens = 4;
 constexpr int kPrefetchBytes = 2048, kHeadOffset = 0;

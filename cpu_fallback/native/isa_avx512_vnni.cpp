@@ -22,7 +22,8 @@ BN_INLINE Int dpbusd(Int sum, Bytes u, Bytes s) {
 namespace bitnet {
 const Kernels* avx512_vnni_kernels() {
     static constexpr Kernels table =
-        make_table("avx512_vnni", wide_kernels<32>(25, 40, 288), wide_kernels<16>(13, 40, 288), wide_kernels<8>(8, 300, 432));
+        make_table("avx512_vnni", wide_kernels<32>(25, 40, 288), wide_kernels<16>(13, 40, 288),
+                   wide_kernels<8>(8, 300, 432));
     return &table;
 }
 }  // namespace bitnet

@@ -22,9 +22,11 @@ constexpr int kSide = 4;
 typedef uint32_t Words __attribute__((vector_size(16)));
 typedef uint64_t Pairs __attribute__((vector_size(16)));
 BN_INLINE void transpose(Words (&rows)[kSide]) {
-    const Words a = {rows[0][0], rows[1][0], rows[0][1], rows[1][1]}, b = {rows[2][0], rows[3][0], rows[2][1], rows[3][1]};
-    const Words c = {rows[0][2], rows[1][2], rows[0][3], rows[1][3]}, d = {rows[2][2], rows[3][2], rows[2][3], rows[3][3]};
-    const Pairs e = Pairs(a), f = Pairs(b), g = Pairs(c), h = Pairs(d);
+    const auto zip = [&](int row, int word) BN_LAMBDA {  // two words of two rows
+        const Words &a = rows[row], &b = rows[row + 1];
+        return Pairs(Words{a[word], b[word], a[word + 1], b[word + 1]});
+    };
+    const Pairs e = zip(0, 0), f = zip(2, 0), g = zip(0, 2), h = zip(2, 2);
     rows[0] = Words(Pairs{e[0], f[0]}), rows[1] = Words(Pairs{e[1], f[1]});
     rows[2] = Words(Pairs{g[0], h[0]}), rows[3] = Words(Pairs{g[1], h[1]});
 }

@@ -36,14 +36,14 @@ struct Kernels {
     // blocks: of the first group, in the layout of a whole table.
     void (*head)(const bn_quantized& q, const bn_table& table, const int8_t* blocks, float* logits, int32_t first_group,
                  int32_t last_group);
-    // Of a table in halves: a group as a whole table has it, and up to one block more (join.h); and screen.h's: sums[T][stride] over the upper ones, a row's sum over the lower ones, and the ids
-    // that can be among the largest.
+    // Of a table in halves: a group as a whole table has it, and up to one block more (join.h); sums[T][stride] over
+    // the upper halves, a row's sum over the lower ones, and the ids that can be among the largest (screen.h).
     void (*join)(const bn_table& table, int32_t group, int8_t* to);
     void (*screen)(const bn_quantized& q, const bn_table& table, int32_t* sums, size_t stride, int32_t first_group,
                    int32_t last_group);
     int32_t (*low_sum)(const uint8_t* low, const int8_t* x, int32_t chunks);
-    int32_t (*pick)(const int32_t* sums, const float* row_scale, int32_t first, int32_t last, int32_t shift, float scale,
-                    float bound, int32_t* ids);
+    int32_t (*pick)(const int32_t* sums, const float* row_scale, int32_t first, int32_t last, int32_t shift,
+                    float scale, float bound, int32_t* ids);
     void (*norm_quantize)(const float* x, const float* gain, float eps, const bn_quantized& out, int32_t token);
     // scratch [F]
     void (*gate_norm_quantize)(const float* gate_up, const float* gain, float eps, int32_t act, float* scratch,

@@ -83,7 +83,8 @@ void batch_tile(const uint8_t* w, size_t group_bytes, const int8_t* x, size_t x_
                     codes[v] = Field<Bits>::template take<decltype(field)::value>(packed[v]);
                 });
                 unroll<Tokens>([&](auto t) BN_LAMBDA {
-                    const Bytes word = broadcast_word(x + size_t(t) * x_stride + size_t(b) * 4 * Field<Bits>::kCount + 4 * field);
+                    const size_t k = (size_t(b) * Field<Bits>::kCount + size_t(field)) * 4;
+                    const Bytes word = broadcast_word(x + size_t(t) * x_stride + k);
                     unroll<Vectors>([&](auto v) BN_LAMBDA { partial[t][v] = add(partial[t][v], codes[v], word); });
                 });
             });

@@ -5,7 +5,8 @@
 // tokens, and every row then adds a table entry (16 bits a token) instead of multiplying. That is bound by loads and by
 // finding the entry, so the two share a core well: on Zen 4 (2026-11-26) 16 dot products take 16 cycles, with 3 rows of
 // 4 lookups for 16 tokens 16.4, with 2 rows for 32 tokens 17.6: 109 and 116 products a cycle. With 3 rows for 8 tokens
-// it is 16.1 and 87: enough for the tables only where very many rows share them. The tabulation is the "method of four Russians" (Arlazarov et al., 1970).
+// it is 16.1 and 87: enough for the tables only where very many rows share them. The tabulation is the "method of four
+// Russians" (Arlazarov et al., 1970).
 //
 // Exact: an entry is at most 4 * 127, 64 of them fit 16 bits, and then they go to 32-bit sums.
 #pragma once

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kChunk = 128;  // k of a row's lower halves that lie in kBlockBytes, every other four in the upper bits
 
-// sums: 16 * upper halves . activations - 128 * sum of the activations, so that the lower halves' sum makes it the code's.
+// sums: 16 * upper halves . activations - 128 * sum of the activations. With the lower halves' sum it is the codes'.
 template <int Groups, int Tokens>
 void screen_tile(const bn_quantized& q, const bn_table& table, int32_t* sums, size_t stride, int group, int token) {
     const int blocks = (table.width + 7) / 8;
@@ -74,8 +74,8 @@ BN_INLINE int32_t pick_run(const int32_t* sums, const float* row_scale, int32_t 
     return count;
 }
 
-// The ids of first .. last - 1 whose float(sum + shift) * (scale * row_scale) is at least `bound`, ascending; returns how
-// many. first is a multiple of 16; sums and row_scale can be read to a multiple of 16.
+// The ids of first .. last - 1 whose float(sum + shift) * (scale * row_scale) is at least `bound`, ascending; returns
+// how many. first is a multiple of 16; sums and row_scale can be read to a multiple of 16.
 int32_t pick(const int32_t* sums, const float* row_scale, int32_t first, int32_t last, int32_t shift, float scale,
              float bound, int32_t* ids) {
     int32_t count = 0, at = first;

@@ -1,11 +1,11 @@
 // The largest logits of a table in halves, without reading all of it.
 //
-// The upper halves of the codes, half of the bytes, give each row's sum but for the lower halves' part: a number of 0..15
-// for each k, times the activation. Rounding leaves those numbers as good as random, so their part is near 7.5 times the
-// activations' sum, and kDeviations standard deviations are not exceeded: a row is looked at again, with the lower
-// halves, when its logit could then be among the k largest. What is found are the k largest logits of the whole table,
-// bit for bit, unless one of those k rows deviates further: with 8 once in 10^15 times for each, and sums of numbers of
-// 0..15 deviate less than normal ones do.
+// The upper halves of the codes, half of the bytes, give each row's sum but for the lower halves' part: a number of
+// 0..15 for each k, times the activation. Rounding leaves those numbers as good as random, so their part is near 7.5
+// times the activations' sum, and kDeviations standard deviations are not exceeded: a row is looked at again, with the
+// lower halves, when its logit could then be among the k largest. What is found are the k largest logits of the whole
+// table, bit for bit, unless one of those k rows deviates further: with 8 once in 10^15 times for each, and sums of
+// numbers of 0..15 deviate less than normal ones do.
 #pragma once
 
 #include <algorithm>
@@ -53,7 +53,7 @@ class Screening {
   private:
     static constexpr int32_t kExcluded = -(1 << 30);  // no sum: those stay below 128 * 127 * width
     static constexpr int32_t kChunk = 128;            // k of a row of lower halves that lie in 64 bytes
-    static constexpr int32_t kRun = 2048;              // ids that all tokens look at, one after the other, while they are near
+    static constexpr int32_t kRun = 2048;             // ids that all tokens look at in turn, while they are near
 
     template <class Take>
     void over_runs(int piece, const Take& take);

@@ -11,9 +11,8 @@ namespace {
 
 template <class... Wide>
 constexpr bitnet::Kernels make_table(const char* isa, const Wide&... wide) {
-    return {isa,  kRowGroups, kLinearGroups, kHeadGroups,   linear,
-            head, join, screen, low_sum, pick, norm_quantize,
-            gate_norm_quantize, rope_write, attend, {wide...}};
+    return {isa,           kRowGroups,         kLinearGroups, kHeadGroups, linear, head, join, screen, low_sum, pick,
+            norm_quantize, gate_norm_quantize, rope_write,    attend,      {wide...}};
 }
 
 }  // namespace
