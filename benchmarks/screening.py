@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import write
+from benchmarks.serving import DEMO
 from bitnet_model.checkpoint import load_model
 from bitnet_model.model import Model
 from bitnet_model.ops import load_ops
@@ -30,7 +31,6 @@ from service.engine.tokenizer import Tokenizer
 from tools.documents import read_documents
 from tools.held_out import one_row
 
-DEMO = Path(__file__).parents[1] / "bitnet_model" / "demo"
 DTYPES = ("int8", "int4-rescore")
 ROWS, TOP_K, EXTRA = 32, 40, 64
 WINDOW = 512

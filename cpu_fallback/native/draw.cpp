@@ -124,10 +124,10 @@ struct Extents {
     }
 };
 
-void draw_of_all(bn_context& c, const bn_quantized& q, const bn_table& table, const Round& round) {
+void draw_of_all(bn_context& c, const bn_quantized& q, const bn_table& table, const Round& round,
+                 const Extents& most) {
     const int32_t rows = round.draws.num_rows;
     const size_t vocab = size_t(table.rows), all_bytes = sizeof(float) * vocab * size_t(rows);
-    const Extents most(round, table);
     // One reservation: every row's logits, then candidates and a window a worker.
     const size_t window_bytes = sizeof(int32_t) * size_t((most.window + 1) / 2 * 2);
     const size_t own_bytes = sizeof(Candidate) * size_t(most.candidates) + window_bytes;
@@ -164,10 +164,10 @@ class Edited {
     int32_t size_;
 };
 
-void draw_of_screened(bn_context& c, const bn_quantized& q, const bn_table& table, const Round& round) {
+void draw_of_screened(bn_context& c, const bn_quantized& q, const bn_table& table, const Round& round,
+                      const Extents& most) {
     const bn_draws& draws = round.draws;
     const size_t rows = size_t(draws.num_rows);
-    const Extents most(round, table);
     const size_t changed = size_t(most.window + most.biases);
     Screening screening(c, q, table, most.candidates);
     int32_t *windows, *edited_ids, *num_edited;
@@ -221,8 +221,9 @@ void head_draw(bn_context& c, const float* x, const float* gain, float eps, cons
     if (draws.num_rows == 0) return;
     const Round round{draws, number, ids};
     const bn_quantized q = quantize_for_head(c, x, gain, eps, table.width, draws.num_rows);
-    if (can_screen(q, table, Extents(round, table).candidates)) return draw_of_screened(c, q, table, round);
-    draw_of_all(c, q, table, round);
+    const Extents most(round, table);
+    if (can_screen(q, table, most.candidates)) return draw_of_screened(c, q, table, round, most);
+    draw_of_all(c, q, table, round, most);
 }
 
 const char* refuse_draws(const bn_draws& draws, const bn_table& table) {

@@ -1,4 +1,4 @@
-// All logits of a table in halves (abi.h): those of a whole one, at about twice the price.
+// All logits of a table in halves (abi.h): those of a whole one, at up to three times the price.
 #include <algorithm>
 #include <cstring>
 
@@ -6,14 +6,14 @@
 
 namespace bitnet {
 
-constexpr int32_t kChunk = 128;  // k of a row of lower halves that lie in 64 bytes
-
 void order_codes(const bn_quantized& q, size_t ordered, int8_t* to) {
     std::memset(to, 0, size_t(q.tokens) * ordered);
     for (int32_t row = 0; row < q.tokens; ++row, to += ordered) {
         const int8_t* from = q.codes + size_t(row) * code_stride(q.width);
-        for (int32_t k = 0; k < q.width; k += 4)
-            std::memcpy(to + k / kChunk * kChunk + k % 8 / 4 * (kChunk / 2) + k % kChunk / 8 * 4, from + k, 4);
+        for (int32_t k = 0; k < q.width; k += 4) {
+            const int32_t chunk = k / kLowChunk * kLowChunk, half = k % 8 / 4 * (kLowChunk / 2);
+            std::memcpy(to + chunk + half + k % kLowChunk / 8 * 4, from + k, 4);
+        }
     }
 }
 
@@ -22,8 +22,8 @@ namespace {
 // Both halves' sums of each row: half of the work of joining them for few tokens.
 void head_by_sums(bn_context& c, const bn_quantized& q, const bn_table& table, float* logits) {
     constexpr int32_t kRows = 256;
-    const int32_t chunks = (table.width + kChunk - 1) / kChunk;
-    const size_t ordered = size_t(chunks) * kChunk, vocab = size_t(table.rows);
+    const int32_t chunks = (table.width + kLowChunk - 1) / kLowChunk;
+    const size_t ordered = size_t(chunks) * kLowChunk, vocab = size_t(table.rows);
     int8_t* codes = reinterpret_cast<int8_t*>(c.worker_scratch.reserve(size_t(q.tokens) * ordered));
     order_codes(q, ordered, codes);
     screen_sums(c, q, table, reinterpret_cast<int32_t*>(logits), vocab);  // each sum where its logit goes

@@ -27,6 +27,8 @@ struct WideKernels {
                    int32_t tokens, int32_t first_group, int32_t groups, uint8_t* scratch);
 };
 
+constexpr int32_t kLowChunk = 128;  // k of a row of a table's lower halves that lie in 64 bytes
+
 struct Kernels {
     const char* isa;
     // Groups of 16 rows a tile takes at once: cut rows at multiples of it.

@@ -226,16 +226,22 @@ BN_INLINE void cover(int first_group, int last_group, size_t group_bytes, int to
     }
 }
 
+// With the tiles of one token, or of more.
+template <class Tile>
+BN_INLINE void cover_linear(int first_group, int last_group, size_t group_bytes, int tokens, const Tile& tile) {
+    if (tokens == 1)
+        cover<kRowGroups, 1>(first_group, last_group, group_bytes, 1, tile);
+    else
+        cover<kLinearGroups, kLinearTokens>(first_group, last_group, group_bytes, tokens, tile);
+}
+
 void linear(const bn_quantized& q, const bn_weights& w, const float* residual, float* out, int32_t first_group,
             int32_t last_group) {
     const auto tile = [&](auto groups, auto tokens, int group, int token) BN_LAMBDA {
         linear_tile<decltype(groups)::value, decltype(tokens)::value>(q, w, residual, out, group, token);
     };
     const size_t group_bytes = size_t((w.width + 15) / 16) * kBlockBytes;
-    if (q.tokens == 1)
-        cover<kRowGroups, 1>(first_group, last_group, group_bytes, 1, tile);
-    else
-        cover<kLinearGroups, kLinearTokens>(first_group, last_group, group_bytes, q.tokens, tile);
+    cover_linear(first_group, last_group, group_bytes, q.tokens, tile);
 }
 
 void head(const bn_quantized& q, const bn_table& table, const int8_t* blocks, float* logits, int32_t first_group,

@@ -5,8 +5,6 @@
 
 namespace {
 
-constexpr int kChunk = 128;  // k of a row's lower halves that lie in kBlockBytes, every other four in the upper bits
-
 // sums: 16 * upper halves . activations - 128 * sum of the activations. With the lower halves' sum it is the codes'.
 template <int Groups, int Tokens>
 void screen_tile(const bn_quantized& q, const bn_table& table, int32_t* sums, size_t stride, int group, int token) {
@@ -33,21 +31,18 @@ void screen(const bn_quantized& q, const bn_table& table, int32_t* sums, size_t 
         screen_tile<decltype(groups)::value, decltype(tokens)::value>(q, table, sums, stride, group, token);
     };
     const size_t group_bytes = size_t((table.width + 7) / 8) * kBlockBytes;
-    if (q.tokens == 1)
-        cover<kRowGroups, 1>(first_group, last_group, group_bytes, 1, tile);
-    else
-        cover<kLinearGroups, kLinearTokens>(first_group, last_group, group_bytes, q.tokens, tile);
+    cover_linear(first_group, last_group, group_bytes, q.tokens, tile);
 }
 
 // One row and one token, whose codes x come in the order of the halves: each chunk's that lie in lower bits, then those
 // in upper bits, zeros beyond the width.
 int32_t low_sum(const uint8_t* low, const int8_t* x, int32_t chunks) {
     I32x16 lower{}, upper{};
-    for (int32_t chunk = 0; chunk < chunks; ++chunk, low += kBlockBytes, x += kChunk) {
+    for (int32_t chunk = 0; chunk < chunks; ++chunk, low += kBlockBytes, x += bitnet::kLowChunk) {
         unroll<kParts>([&](auto i) BN_LAMBDA {
             const Bytes packed = load_part<Bytes>(low + i * sizeof(Bytes));
             const Bytes first = load_part<Bytes>(x + i * sizeof(Bytes));
-            const Bytes second = load_part<Bytes>(x + kChunk / 2 + i * sizeof(Bytes));
+            const Bytes second = load_part<Bytes>(x + bitnet::kLowChunk / 2 + i * sizeof(Bytes));
             lower.part[i] = fold(lower.part[i], add(zero(), nibble<0>(packed), first));
             upper.part[i] = fold(upper.part[i], add(zero(), nibble<1>(packed), second));
         });

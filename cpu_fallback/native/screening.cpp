@@ -11,7 +11,7 @@ namespace {
 constexpr double kDeviations = 8;
 constexpr double kVariance = 21.25;  // of 0..15, each as likely
 constexpr double kMean = 7.5;
-constexpr int32_t kChunk = 128, kLine = 64;
+constexpr int32_t kLine = 64;
 constexpr int32_t kRowsAhead = 4;  // whose lower halves are asked for: they lie anywhere
 constexpr int32_t kLeastShare = 64;  // of the rows: k may be one of so many
 
@@ -26,10 +26,10 @@ bool can_screen(const bn_quantized& q, const bn_table& table, int32_t k) {
 
 Screening::Screening(bn_context& c, const bn_quantized& q, const bn_table& table, int32_t most_k)
     : c_(c), q_(q), table_(table), most_k_(most_k), pieces_(c.pool.threads()),
-      stride_(whole(table.rows, 16)), chunks_((table.width + kChunk - 1) / kChunk) {}
+      stride_(whole(table.rows, 16)), chunks_((table.width + kLowChunk - 1) / kLowChunk) {}
 
 void Screening::run() {
-    order_codes(q_, size_t(chunks_) * kChunk, codes_);
+    order_codes(q_, size_t(chunks_) * kLowChunk, codes_);
     for (int32_t row = 0; row < q_.tokens; ++row) {
         const int8_t* codes = q_.codes + size_t(row) * code_stride(q_.width);
         int64_t squares = 0, magnitudes = 0;
@@ -47,7 +47,7 @@ float Screening::rescaled(int32_t row, int32_t id, int32_t sum) const {
 
 float Screening::logit(int32_t row, int32_t id) const {
     const uint8_t* low = table_.low + size_t(id) * low_stride(table_.width);
-    const int8_t* codes = codes_ + size_t(row) * size_t(chunks_) * kChunk;
+    const int8_t* codes = codes_ + size_t(row) * size_t(chunks_) * kLowChunk;
     const int32_t sum = sums_[size_t(row) * stride_ + size_t(id)] + c_.kernels->low_sum(low, codes, chunks_);
     return rescaled(row, id, sum);
 }

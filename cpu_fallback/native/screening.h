@@ -26,7 +26,7 @@ class Screening {
     void carve(Carver& carver) {
         const size_t tokens = size_t(q_.tokens), items = tokens * size_t(pieces_);
         sums_ = carver.take<int32_t>(tokens * stride_);
-        codes_ = carver.take<int8_t>(tokens * size_t(chunks_) * size_t(kChunk));
+        codes_ = carver.take<int8_t>(tokens * size_t(chunks_) * size_t(kLowChunk));
         shift_ = carver.take<int32_t>(tokens);
         margin_ = carver.take<int32_t>(tokens);
         k_ = carver.take<int32_t>(tokens);
@@ -52,7 +52,6 @@ class Screening {
 
   private:
     static constexpr int32_t kExcluded = -(1 << 30);  // no sum: those stay below 128 * 127 * width
-    static constexpr int32_t kChunk = 128;            // k of a row of lower halves that lie in 64 bytes
     static constexpr int32_t kRun = 2048;             // ids that all tokens look at in turn, while they are near
 
     template <class Take>
@@ -71,7 +70,7 @@ class Screening {
     const size_t stride_;            // of sums_
     const int32_t chunks_;           // of a row's lower halves
     int32_t* sums_ = nullptr;        // [T][stride]
-    int8_t* codes_ = nullptr;        // [T][chunks * kChunk]
+    int8_t* codes_ = nullptr;        // [T][chunks * kLowChunk]
     int32_t *shift_ = nullptr, *margin_ = nullptr;  // [T]: what the lower halves add, and how far they may deviate
     int32_t* k_ = nullptr;           // [T]
     float* bound_ = nullptr;         // [T]: the least logit of the seeds
