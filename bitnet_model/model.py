@@ -9,35 +9,55 @@ the same bits. Knows no file, no request and no layout of a weight.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from bitnet_model.batch import ForwardBatch
 from bitnet_model.config import ModelConfig
-from bitnet_model.ops import CacheDtype, Ops
+from bitnet_model.ops import CacheDtype, DecodeFunction, DrawFunction, Ops, StepFunction
 from bitnet_model.plan import Cache, LayerPlan, ModelPlan, Quantized
 
 
-class Model:
-    """A loaded model on one wing. Not thread-safe: one thread runs forwards.
+@dataclass(frozen=True, slots=True)
+class Shortcuts:
+    """What a wing runs in one call, with the results of the verbs; None where it cannot or is not to.
 
-    draw: takes hidden states f32 [R, H] and a DrawBatch to tokens, where the wing can; else None.
-    decode: takes rows of one token, a DrawBatch and the cache to the tokens of several rounds, likewise.
+    step: a forward pass. draw: hidden states f32 [R, H] and a DrawBatch to tokens. decode: rows of one token, a
+    DrawBatch and the cache to the tokens of several rounds.
     """
+
+    step: StepFunction | None = None
+    draw: DrawFunction | None = None
+    decode: DecodeFunction | None = None
+
+
+class Model:
+    """A loaded model on one wing. Not thread-safe: one thread runs forwards."""
 
     def __init__(self, config: ModelConfig, ops: Ops, plan: ModelPlan) -> None:
         self.config = config
         self.ops = ops
         self.plan = plan
         self._layers = tuple(Layer(ops, plan, layer, index) for index, layer in enumerate(plan.layers))
-        self._step = ops.compile(plan)
-        self.draw = ops.compile_draw(plan)
-        self.decode = ops.compile_decode(plan)
+        self.shortcuts = Shortcuts(ops.compile(plan), ops.compile_draw(plan), ops.compile_decode(plan))
+
+    @property
+    def draw(self) -> DrawFunction | None:
+        return self.shortcuts.draw
+
+    @property
+    def decode(self) -> DecodeFunction | None:
+        return self.shortcuts.decode
+
+    def simpler(self, step: StepFunction) -> StepFunction | None:
+        """A step with fewer shortcuts inside, or None. See `Ops.simpler`."""
+        return self.ops.simpler(step)
 
     def forward(self, batch: ForwardBatch, cache: Cache) -> Tensor:
         """Run one step, writing its keys and values -> f32 [R, H]: batch.logit_rows, before the final norm."""
-        if self._step is not None:
-            return self._step(batch, cache)
+        if self.shortcuts.step is not None:
+            return self.shortcuts.step(batch, cache)
         x = self.ops.embed(self.plan.embedding, batch.token_ids)
         for layer in self._layers:
             x = layer.forward(x, batch, cache)
@@ -58,7 +78,8 @@ class Model:
 
     def warm_up(self, cache: Cache, max_rows: int, max_blocks: int, max_tokens: int) -> Iterator[tuple[int, int]]:
         """Do now what the first steps would wait for; yields (done, total). See `Ops.warm_up`."""
-        return self.ops.warm_up(self._step, cache, max_rows, max_blocks, max_tokens)
+        draws = self.draw is not None or self.decode is not None
+        return self.ops.warm_up(self.shortcuts.step, cache, max_rows, max_blocks, max_tokens, draws)
 
     def memory_report(self) -> dict[str, int]:
         """Resident bytes by part; a tied head counts once, under embedding."""

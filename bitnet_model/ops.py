@@ -159,13 +159,22 @@ class Ops(Protocol):
         """A callable that runs a whole step of `plan` with the same bits as the verbs, or None (then: verb by verb)."""
         ...
 
+    @property
+    def wants_proof(self) -> bool:
+        """Whether what it runs in one call is to be compared with its verbs before it serves (service/engine/proof)."""
+        ...
+
+    def simpler(self, step: StepFunction) -> StepFunction | None:
+        """What to run instead of a step of `compile` that gave wrong results, until it is None (then: verb by verb)."""
+        ...
+
     def warm_up(
-        self, step: StepFunction | None, cache: Cache, max_rows: int, max_blocks: int, max_tokens: int
+        self, step: StepFunction | None, cache: Cache, max_rows: int, max_blocks: int, max_tokens: int, draws: bool
     ) -> Iterator[tuple[int, int]]:
         """Do now what the first steps on `cache` would wait for (compile, capture); yields (done, total) as it goes.
 
-        `step` is what `compile` returned. Steps will have up to max_rows rows of one token with tables of max_blocks,
-        or up to max_tokens tokens in all. Nothing in the cache changes.
+        `step` is what `compile` or `simpler` returned, `draws` whether the wing draws. Steps will have up to max_rows
+        rows of one token with tables of max_blocks, or up to max_tokens tokens in all. Nothing in the cache changes.
         """
         ...
 

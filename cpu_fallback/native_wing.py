@@ -46,6 +46,7 @@ class NativeCpuWing:
     """The Ops protocol on libbitnet_native. Bad shapes raise ValueError with the numbers."""
 
     name = "cpu"
+    wants_proof = False  # its paths are compared with each other when it is loaded
     head_dtypes = ("auto", "int8", "int4-rescore")
 
     def __init__(self, library: NativeLibrary, isa: str, threads: int, why: str) -> None:
@@ -298,6 +299,9 @@ class NativeCpuWing:
     def compile_decode(self, plan: Any) -> Callable[[Any, Any, Cache], Tensor]:
         """A callable (rows, draws, cache) -> ids int64 [rounds, B]: rounds of steps and draws in one call."""
         return self.compile(plan).decode
+
+    def simpler(self, step: object) -> None:
+        """None: there is nothing between the whole step and the verbs."""
 
     def warm_up(self, *_: object) -> Iterator[tuple[int, int]]:
         """Nothing: the first step is like any other."""

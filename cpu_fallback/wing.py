@@ -27,6 +27,7 @@ class TorchWing:
     """The verbs. Contracts are those of the seam; shapes and errors stand at the functions called here."""
 
     name = "cpu"
+    wants_proof = False
     head_dtypes = ("int8",)
 
     def __init__(self, threads: int, form: Form | None = None) -> None:
@@ -120,6 +121,9 @@ class TorchWing:
     def compile(self, plan: object) -> Callable[..., Tensor] | None:  # noqa: ARG002
         """None: this wing has no coarse grain (module docstring)."""
         return None
+
+    def simpler(self, step: object) -> None:
+        """None: there is nothing between the whole step and the verbs."""
 
     def warm_up(self, *_: object) -> Iterator[tuple[int, int]]:
         """Nothing: the first step is like any other."""

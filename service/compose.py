@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from service.engine.async_engine import AsyncEngine, EngineInfo, EngineOptions, 
 from service.engine.blocks import BLOCK_TOKENS, BlockPool
 from service.engine.engine import Engine
 from service.engine.errors import EngineDead
+from service.engine.proof import Trial, prove
 from service.engine.scheduler import MAX_ROUNDS, SchedulerLimits
 from service.fingerprint import fingerprint
 from service.logs import set_up_logs
@@ -92,8 +94,11 @@ def load(settings: Settings) -> Loaded:
     runner = ModelRunner(
         model, ops, num_blocks=pool.num_blocks, block_tokens=pool.block_tokens, kv_dtype=settings.kv_cache_dtype
     )
-    warm_up(runner, max_rows=sizes.max_running, n_ctx=sizes.n_ctx_max, max_tokens=settings.n_batch)
     n_threads = int(ops.describe()["threads"])
+    if ops.wants_proof:
+        trial = Trial(config.vocab_size, sizes.n_ctx_max, pool.num_blocks, pool.block_tokens, n_threads)
+        prove(model, partial(trial.run, runner))
+    warm_up(runner, max_rows=sizes.max_running, n_ctx=sizes.n_ctx_max, max_tokens=settings.n_batch)
     limits = SchedulerLimits(sizes.max_running, settings.n_batch, n_threads, settings.step_ms, MAX_ROUNDS)
     engine = Engine(runner, tokenizer, pool, limits)
     settle_memory()

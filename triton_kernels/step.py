@@ -63,6 +63,7 @@ class Step:
         self._plan = plan
         self._capture = capture
         self._graphs: Graphs | None = None
+        self.captures_prompts = capture is not None
         self._draws = None if capture is None else DrawGraphs(self.tokens, capture, wing.device, plan.hidden_size)
 
     @property
@@ -98,37 +99,40 @@ class Step:
             hidden = graphs.decode.step(inputs)
             if torch.equal(batch.logit_rows, torch.arange(num_rows)):  # nothing to choose, so nothing to send there
                 return hidden.clone()
-        elif graphs is not None and graphs.mixed.fits(num_tokens, num_rows):
+        elif graphs is not None and self.captures_prompts and graphs.mixed.fits(num_tokens, num_rows):
             hidden = graphs.mixed.step(batch)
         else:
             rows = self._wing.rows(batch.block_tables, batch.lengths, batch.starts, self._plan.num_heads, held)
             hidden = self.layers(here(batch.token_ids), here(batch.positions), here(batch.slots), rows, held)
         return hidden[here(batch.logit_rows)]
 
-    def warm_up(self, held: Cache, max_rows: int, max_blocks: int, max_tokens: int) -> Iterator[tuple[int, int]]:
+    def warm_up(
+        self, held: Cache, max_rows: int, max_blocks: int, max_tokens: int, draws: bool
+    ) -> Iterator[tuple[int, int]]:
         """Compile kernels and capture steps for what is to come; yields (done, total). Touches no slot.
 
         Everything else would be compiled while a request waits for it.
         """
         graphs = self.graphs(held)
         buckets = (1, 32, 64) if graphs is None else graphs.decode.buckets_for(max_rows)
-        heads = [partial(self.run_head, num_rows, *kind) for num_rows in reversed(buckets) for kind in TOKENS_TO_RANK]
-        if graphs is None:
+        works: list[Iterator[int]] = []
+        total = 0
+        if graphs is not None and self.captures_prompts:
+            works.append(graphs.mixed.prepare(max_tokens, max_rows, max_blocks))
+            total += len(graphs.mixed.sizes(max_tokens, max_rows))
+        if graphs is not None:
+            works.append(graphs.decode.prepare(max_rows, max_blocks))
+            total += len(buckets)
+        singly: list[Callable[[], object]] = []
+        if not self.captures_prompts:
             sizes = [size for size in TOKENS_TO_WARM if size <= max(max_tokens, TOKENS_TO_WARM[0])]
-            total = len(sizes) + len(heads)
-            works = one_by_one([*(partial(self.run_idle, size, held) for size in sizes), *heads])
-        else:
-            rooms = () if self._plan.head.is_rescored else PLAIN
+            singly += [partial(self.run_idle, size, held) for size in sizes]
+        if graphs is not None and draws:
             prepare = partial(self.prepare_draws, graphs, max_blocks)
-            draws = [partial(prepare, size, room) for size in reversed(buckets) for room in rooms]
-            total = len(graphs.mixed.sizes(max_tokens, max_rows)) + len(buckets) + len(draws) + len(heads)
-            works = chain(
-                graphs.mixed.prepare(max_tokens, max_rows, max_blocks),
-                graphs.decode.prepare(max_rows, max_blocks),
-                one_by_one([*draws, *heads]),
-            )
-        for done, _ in enumerate(works, 1):
-            yield done, total
+            singly += [partial(prepare, size, room) for size in reversed(buckets) for room in PLAIN]
+        singly += [partial(self.run_head, rows, *kind) for rows in reversed(buckets) for kind in TOKENS_TO_RANK]
+        for done, _ in enumerate(chain(*works, one_by_one(singly)), 1):
+            yield done, total + len(singly)
 
     def prepare_draws(self, graphs: Graphs, max_blocks: int, num_rows: int, room: Room) -> None:
         """Capture rounds of so many rows, and draws for hidden states."""

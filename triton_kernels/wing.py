@@ -156,11 +156,22 @@ class TritonWing:
             self._step = Step(self, plan, None if self._capture is None else self._capture())
         return self._step
 
+    @property
+    def wants_proof(self) -> bool:
+        return self._capture is not None
+
+    def simpler(self, step: Any) -> Step | None:
+        """Steps with prompts in them go kernel by kernel before all steps do."""
+        if not step.captures_prompts:
+            return None
+        step.captures_prompts = False
+        return self._step_of(step.plan)
+
     def warm_up(
-        self, step: Any, cache_: Cache, max_rows: int, max_blocks: int, max_tokens: int
+        self, step: Any, cache_: Cache, max_rows: int, max_blocks: int, max_tokens: int, draws: bool
     ) -> Iterator[tuple[int, int]]:
         if step is not None:
-            yield from step.warm_up(cache_, max_rows, max_blocks, max_tokens)
+            yield from step.warm_up(cache_, max_rows, max_blocks, max_tokens, draws)
 
     def compile_draw(self, plan: Any) -> Callable[[Tensor, Any], Tensor] | None:
         """None where nothing is captured, and with a head whose logits are not all at hand: the engine draws then."""

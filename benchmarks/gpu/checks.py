@@ -15,6 +15,8 @@ from benchmarks.gpu.bench import BLOCK_TOKENS, Figure, Options, batch_of, equal,
 from bitnet_model.checkpoint import load_model
 from bitnet_model.model import Model
 from bitnet_model.ops import CacheDtype, Ops
+from service.engine.proof import MOST_BLOCKS, Trial, prove
+from service.engine.runner import ModelRunner
 from tests import oracle
 from triton_kernels.device import open_device
 from triton_kernels.pack import Weights, unpacked
@@ -40,6 +42,7 @@ def checks(options: Options) -> Iterator[Figure]:
     for dtype in ("bf16", "int8"):
         yield same_bits(model, options, dtype)  # type: ignore[arg-type]
     yield cpu_wing(model, options)
+    yield shortcuts(model, options)
 
 
 def exact_sums(ops: Ops, n: int, k: int, tokens: int, how: str) -> Figure:
@@ -198,6 +201,17 @@ def cpu_wing(model: Model, options: Options) -> Figure:
     )
     error = float((ours - theirs).square().mean().sqrt() / theirs.std())
     return Figure("hidden states of the CPU wing: rms difference / std", error, "", least=0.08, ok=error < 0.08)
+
+
+def shortcuts(model: Model, options: Options) -> Figure:
+    """Recorded steps, draws and rounds beside the verbs, as a server compares them before it serves."""
+    n_ctx, num_blocks = (128, MOST_BLOCKS) if options.on_gpu else (9, 1)
+    runner = ModelRunner(model, model.ops, num_blocks=num_blocks, block_tokens=BLOCK_TOKENS, kv_dtype="bf16")
+    trial = Trial(model.config.vocab_size, n_ctx, num_blocks, BLOCK_TOKENS, 1)
+    doubts = prove(model, lambda: trial.run(runner))
+    names = ", ".join(sorted({doubt.shortcut for doubt in doubts})) or "none"
+    case = f"recorded steps, draws and rounds beside the verbs: given up ({names})"
+    return Figure(case, len(doubts), "shortcuts", ok=not doubts)
 
 
 def limits(options: Options) -> Iterator[Figure]:

@@ -23,8 +23,11 @@ from benchmarks.gpu.bench import (
     random_ids,
 )
 from benchmarks.gpu.kernels import head_seconds
-from bitnet_model.batch import ForwardBatch
+from bitnet_model.batch import DecodeBatch, ForwardBatch
 from bitnet_model.model import Model
+from bitnet_model.ops import DecodeFunction
+from service.engine.request import Limits, Request, SamplingParams
+from service.engine.sampler import draw_batch
 
 # what an H200 should reach and what is aimed for with the 2B-4T shape at 1k context, by (KV dtype, batch), in tok/s
 TARGETS = {
@@ -34,14 +37,18 @@ TARGETS = {
     ("int8", 256): (28_000, 55_000),
 }
 PREFILL_TARGET_MS = (15, 10)
+ROUNDS = 8
 
 
 def steps(options: Options) -> Iterator[Figure]:
-    """Decode steps at each batch with both caches, and 2048 tokens of a prompt."""
+    """Decode steps at each batch with both caches and in rounds, and 2048 tokens of a prompt."""
     bench, model = open_bench(options), options.load()
     for dtype in ("bf16", "int8"):
         for num_rows in options.batches:
             yield decode_step(bench, model, dtype, num_rows, f"{dtype} cache, batch {num_rows}")
+    if model.decode is not None:
+        for num_rows in options.batches:
+            yield rounds(bench, model, model.decode, num_rows)
     yield prefill(bench, model)
 
 
@@ -62,6 +69,22 @@ def decode_step(bench: Bench, model: Model, dtype: str, num_rows: int, case: str
     wanted = TARGETS.get((dtype, num_rows)) if is_the_target(model, options) else None
     least, aim = wanted or (None, None)
     return Figure(case, num_rows / taken, "tok/s", num_rows / bound, least, aim)
+
+
+def rounds(bench: Bench, model: Model, decode: DecodeFunction, num_rows: int) -> Figure:
+    """Tokens drawn and fed back on the device, as the server decodes: the last of the context."""
+    options = bench.options
+    whole, num_blocks = decode_batch(num_rows, options.context, model.config.vocab_size)
+    rows = DecodeBatch(whole.token_ids, whole.lengths - (ROUNDS - 1), whole.block_tables)
+    params = SamplingParams(seed=0, temperature=0.0, repeat_penalty=1.0)
+    request = Request("round", (1,), params, Limits(n_ctx=options.context, n_batch=1))
+    work = partial(
+        decode, rows, draw_batch([request] * num_rows, ROUNDS), model.new_cache(num_blocks, BLOCK_TOKENS, "bf16")
+    )
+    taken = bench.seconds(work) / ROUNDS
+    wanted = TARGETS.get(("bf16", num_rows), (None, None)) if is_the_target(model, options) else (None, None)
+    bound = num_rows / step_seconds(bench, model, "bf16", "bf16", num_rows)
+    return Figure(f"bf16 cache, {ROUNDS} rounds a call, batch {num_rows}", num_rows / taken, "tok/s", bound, *wanted)
 
 
 def step_seconds(bench: Bench, model: Model, dtype: str, head_dtype: str, num_rows: int) -> float:

@@ -90,11 +90,26 @@ def _examine(model: Model, num_threads: int, was_published: bool) -> tuple[list[
     """What one wing shows by itself, and the ids and logits to compare the second one with."""
     from bitnet_model.selfcheck import PUBLISHED_IDS, check_exact, check_published, logits_of, sample_ids
 
-    findings = check_exact(model, num_threads)
+    findings = [*check_exact(model, num_threads), _tokens(model, num_threads)]
     if was_published:
         findings += check_published(logits_of(model, PUBLISHED_IDS))
     ids = sample_ids(model.config)
     return findings, ids, logits_of(model, ids)
+
+
+def _tokens(model: Model, num_threads: int) -> Finding:
+    """Whether what the wing runs in one call, draws and rounds included, gives the tokens and logprobs of its verbs."""
+    from bitnet_model.selfcheck import Finding
+    from service.engine.blocks import BLOCK_TOKENS
+    from service.engine.proof import MOST_BLOCKS, Trial, prove
+    from service.engine.runner import ModelRunner
+
+    config = model.config
+    runner = ModelRunner(model, model.ops, num_blocks=MOST_BLOCKS, block_tokens=BLOCK_TOKENS, kv_dtype="bf16")
+    trial = Trial(config.vocab_size, config.max_position_embeddings, MOST_BLOCKS, BLOCK_TOKENS, num_threads)
+    doubts = prove(model, lambda: trial.run(runner))
+    detail = "; ".join(f"{doubt.shortcut}: {doubt.why}" for doubt in doubts)
+    return Finding("steps, draws and rounds = verb by verb", not doubts, detail or "the same tokens and logprobs")
 
 
 def _load(folder: Path, ops: Any, head_dtype: str) -> Model:

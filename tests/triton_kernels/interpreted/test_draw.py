@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,21 @@ from torch import Tensor
 
 from bitnet_model.batch import DecodeBatch, DrawBatch
 from bitnet_model.checkpoint import load_model
-from bitnet_model.model import Model
+from bitnet_model.model import Model, Shortcuts
+from service.engine.proof import Trial, prove
 from service.engine.request import Limits, Request, SamplingParams
+from service.engine.runner import ModelRunner
 from service.engine.sampler import draw_batch
-from tests.bitnet_model.traffic import Row, Traffic
+from tests.bitnet_model.traffic import BLOCK_TOKENS, Row, Traffic
 from tests.service.engine.sampling_reference import reference_token, request_of
 from tests.service.engine.test_exactness import GREEDY, PLAIN, SEEDED, Setup, engine_of
 from tests.triton_kernels.fake_capture import FakeCapture
 from tools.make_checkpoint import write_checkpoint
-from triton_kernels import ranking, rounds
+from triton_kernels import ranking, rounds, wing
 from triton_kernels.device import Device, open_device
 from triton_kernels.draw import Draws, choose, edit
 from triton_kernels.rounds import Room
+from triton_kernels.step import MixedRun
 from triton_kernels.wing import TritonWing
 
 CPU = open_device(torch.device("cpu"))
@@ -231,6 +235,28 @@ def test_an_engine_says_the_same_with_tokens_drawn_on_the_device_and_on_the_host
         answers.append(said)
     assert answers[0] == answers[1] == answers[2]
     assert {len(tokens) for tokens in answers[0].values()} == {5}
+
+
+def test_recorded_work_that_goes_wrong_is_found_before_it_serves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts go kernel by kernel where their recorded steps are wrong, and tokens are drawn by the host likewise."""
+    model = load_model(folder, TritonWing(CPU, "a test", FakeCapture), head_dtype="bf16")
+    runner = ModelRunner(model, model.ops, num_blocks=2, block_tokens=BLOCK_TOKENS, kv_dtype="bf16")
+    trial = Trial(model.config.vocab_size, 12, 2, BLOCK_TOKENS, 1)
+    offered = model.shortcuts
+    mixed, put = MixedRun.__call__, wing.choose
+
+    def put_wrongly(ids: Tensor, best: Tensor, draws: Draws, drawn: Tensor, device: Device) -> None:
+        put(ids, best, draws, drawn, device)
+        drawn.clamp_(max=100)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MixedRun, "__call__", lambda self, inputs: mixed(self, inputs).flip(-1))
+        broken.setattr(wing, "choose", put_wrongly)
+        assert [doubt.shortcut for doubt in prove(model, partial(trial.run, runner))] == ["step", "draw", "decode"]
+    assert model.shortcuts == Shortcuts(step=offered.step)
+    done: list[tuple[int, int]] = []
+    runner.warm_up(1, BLOCK_TOKENS, 16, lambda *progress: done.append(progress))
+    assert done[-1] == (4, 4)  # a step of one row, one of 16 tokens, two heads; no draws
 
 
 def test_a_capture_with_more_room_serves_what_needs_less(folder: Path) -> None:
