@@ -37,3 +37,12 @@ def test_a_story_about_nothing_in_particular_is_not_asked_for() -> None:
 def test_a_thing_that_a_story_comes_to_late_is_not_its_subject() -> None:
     late = "They went home. " * 40 + "The dog saw a dog and a dog."
     assert Subjects([late], THINGS).of(late) == []
+
+
+def test_a_request_may_say_what_the_thing_is_like_where_the_story_does() -> None:
+    story = "A girl had a red ball. The ball was new. The ball fell, and the old ball fell."
+    subjects, rng = Subjects([story], {"ball": "a ball"}), random.Random(0)
+    requests = {subjects.request(story, rng) or "" for _ in range(60)}
+    assert any("a red ball" in request for request in requests)
+    assert any("a ball" in request for request in requests)
+    assert not any("old ball" in request for request in requests)

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from tools.documents import read_documents
 
 from .subjects import Subjects, asked_things
+from .variants import KIND_OF, small_sums, variant
 from .vocabulary import END, END_OF_TURN, special_id, train_tokenizer
 
 # How often a conversation of a source enters an epoch (fractions: that share of them).  Sources that invent bookings
@@ -48,6 +49,15 @@ FIRST_WORDS = re.compile(
     re.IGNORECASE,
 )
 FIRST_WORDS_FACTOR = 3
+# Questions about letters, which tokens do not show.
+ABOUT_LETTERS = re.compile(
+    r"(how many letters|write '\w+' in capital|what is the first letter|what letter)", re.IGNORECASE
+)
+ABOUT_LETTERS_FACTOR = 0.2
+REQUEST_COPIES = 6  # of a story with its request: one as it is, the others variants about other things
+SAME_SUBJECT_COPIES = 2  # of one whose subject has nothing that could stand for it
+STORY_COPIES = 3  # the same of the stories that stand alone
+SUM_COPIES = 3
 # Sources of plain text by set; all others are books.
 TEXT_SETS = {
     "tinystories": "story",
@@ -103,6 +113,8 @@ def chat_copies(source: str, messages: list[Message], rng: random.Random) -> int
     weight = CHAT_WEIGHTS.get(source, 1.0)
     if source in ("templates", "personality-chat") and FIRST_WORDS.match(messages[0]["content"]):
         weight *= FIRST_WORDS_FACTOR
+    if ABOUT_LETTERS.match(messages[0]["content"]):
+        weight *= ABOUT_LETTERS_FACTOR
     return int(weight) + (rng.random() < weight % 1)
 
 
@@ -174,7 +186,13 @@ def prepare(
     rng = random.Random(seed)
     out.mkdir(parents=True, exist_ok=True)
     texts = _plain_texts(corpus, min_ease)
-    chats = _conversations(corpus, texts["story"], rng)
+    records = read_chats(corpus / "chat.jsonl.xz")
+    things = asked_things(m[0]["content"] for source, m in records if source.startswith("story-"))
+    subjects = Subjects(texts["story"], things)
+    chats = _conversations(records, texts["story"], subjects, rng)
+    texts["story"] += [
+        variant([story], subjects.main(story), rng)[0] for story in texts["story"] for _ in range(STORY_COPIES - 1)
+    ]
     tokenizer_path = out / "tokenizer.json"
     if not tokenizer_path.exists():
         rendered = ("".join(part for part, _ in render(m)).replace(END_OF_TURN, "\n") for m in chats)
@@ -206,28 +224,42 @@ def _plain_texts(corpus: Path, min_ease: float) -> dict[str, list[str]]:
     return texts
 
 
-def _conversations(corpus: Path, stories: list[str], rng: random.Random) -> list[list[Message]]:
+def _conversations(
+    records: list[tuple[str, list[Message]]], stories: list[str], subjects: Subjects, rng: random.Random
+) -> list[list[Message]]:
     """The conversations of an epoch in random order, each ending in an answer."""
-    records = read_chats(corpus / "chat.jsonl.xz")
     chats = [messages for source, messages in records for _ in range(chat_copies(source, messages, rng))]
     chats = [m[: -1 if m[-1]["role"] != "assistant" else None] for m in chats]
-    chats += _requested(stories, records, rng)
+    chats += [_renamed(m, rng) for source, m in records if source.startswith("continue-")]
+    chats += [_exchange(*pair) for pair in small_sums() for _ in range(SUM_COPIES)]
+    chats += _requested(stories, subjects, rng)
     chats += [_joined(chats, rng) for _ in range(int(JOINED_SHARE * len(chats)))]
     chats = [_with_system_prompt(messages, rng) for messages in chats]
     rng.shuffle(chats)
     return chats
 
 
-def _requested(stories: list[str], records: list[tuple[str, list[Message]]], rng: random.Random) -> list[list[Message]]:
-    """Requests for stories and the stories."""
-    things = asked_things(m[0]["content"] for source, m in records if source.startswith("story-"))
-    subjects = Subjects(stories, things)
-    asked = [(subjects.request(story, rng), story) for story in stories if len(story) <= MAX_STORY_CHARS]
-    return [
-        [{"role": "user", "content": request}, {"role": "assistant", "content": story}]
-        for request, story in asked
-        if request
-    ]
+def _exchange(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _renamed(messages: list[Message], rng: random.Random) -> list[Message]:
+    """The conversation with other names in it."""
+    contents = variant([message["content"] for message in messages], None, rng)
+    return [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
+
+
+def _requested(stories: list[str], subjects: Subjects, rng: random.Random) -> list[list[Message]]:
+    """Requests for stories and the stories, each also about other things."""
+    asked: list[list[Message]] = []
+    for story in stories:
+        if len(story) > MAX_STORY_CHARS or (subject := subjects.main(story)) is None:
+            continue
+        for copy in range(REQUEST_COPIES if subject in KIND_OF else SAME_SUBJECT_COPIES):
+            told = story if copy == 0 else variant([story], subject, rng)[0]
+            if request := subjects.request(told, rng):
+                asked.append(_exchange(request, told))
+    return asked
 
 
 def _joined(chats: list[list[Message]], rng: random.Random) -> list[Message]:

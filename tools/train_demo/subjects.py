@@ -22,7 +22,10 @@ REQUESTS = (
 PEOPLE = ("girl", "boy", "man", "woman", "king", "queen", "princess", "mom", "dad")
 ASKED_FOR = re.compile(r"story about ((?:an? |the )?([a-z]+))(?: and ((?:an? |the )?([a-z]+)))?[.?!]")
 MIN_MENTIONS = 3
+ADJECTIVES = ("red", "blue", "green", "yellow", "big", "little", "small", "old", "new", "happy", "sad", "pretty")
+NOTHINGS = ("friend", "game", "day")  # what any story is about
 PERSON_SHARE = 0.3
+DESCRIBED_SHARE = 0.6
 PAIR_SHARE = 0.3
 OPENING_CHARS = 160  # where a story says who it is about
 EARLY_CHARS = 400  # where a story has come to its subject
@@ -46,7 +49,8 @@ class Subjects:
     """What stories are about, seen against all of them."""
 
     def __init__(self, stories: list[str], things: dict[str, str]) -> None:
-        self.things = {word.removesuffix("s"): phrase for word, phrase in things.items() if word not in PEOPLE}
+        apart = PEOPLE + NOTHINGS
+        self.things = {word.removesuffix("s"): phrase for word, phrase in things.items() if word not in apart}
         self.num_stories = len(stories)
         self.mentioned_in = Counter(word for story in stories for word in words_of(story).keys() & self.things.keys())
 
@@ -54,18 +58,22 @@ class Subjects:
         """Phrases for the things a story mentions often, the most telling first."""
         counts, early = words_of(story), words_of(story[:EARLY_CHARS])
         rarity = {
-            word: counts[word] * math.log(1 + self.num_stories / self.mentioned_in[word])
+            word: counts[word] * math.log(1 + self.num_stories / max(1, self.mentioned_in[word]))
             for word in early.keys() & self.things.keys()
             if counts[word] >= MIN_MENTIONS
         }
         return [self.things[word] for word in sorted(rarity, key=lambda word: (-rarity[word], word))]
+
+    def main(self, story: str) -> str | None:
+        """The one word for what the story is about most; None if it is about nothing in particular."""
+        return next((phrase.split()[-1] for phrase in self.of(story)), None)
 
     def request(self, story: str, rng: random.Random) -> str | None:
         """A request that the story answers; None if it is about nothing in particular."""
         subjects = self.of(story)
         if not subjects:
             return None
-        named = subjects[0]
+        named = self._described(subjects[0], story, rng)
         opening = words_of(story[:OPENING_CHARS])
         person = next((word for word in PEOPLE if opening[word]), None)
         if person and rng.random() < PERSON_SHARE:
@@ -73,3 +81,11 @@ class Subjects:
         elif len(subjects) > 1 and rng.random() < PAIR_SHARE:
             named += f" and {subjects[1]}"
         return rng.choice(REQUESTS).format(named)
+
+    def _described(self, phrase: str, story: str, rng: random.Random) -> str:
+        """Now and then "a red ball" for "a ball", where the story begins with a red one."""
+        *article, word = phrase.split()
+        found = re.search(rf"\b({'|'.join(ADJECTIVES)}) {word}\b", story[:EARLY_CHARS].lower())
+        if not found or article not in (["a"], ["an"]) or rng.random() >= DESCRIBED_SHARE:
+            return phrase
+        return f"{'an' if found[1] == 'old' else 'a'} {found[1]} {word}"
