@@ -19,12 +19,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.bf16 import high_low
 from triton_kernels.cache import Cache
 from triton_kernels.chain import allow_successor, ask_for_rows, wait_for_predecessor
 from triton_kernels.device import Device
 from triton_kernels.query_blocks import QueryBlocks
-from triton_kernels.splits import merge, next_keys
+from triton_kernels.splits import (
+    divided,
+    load_query,
+    merge,
+    merge_values,
+    next_keys,
+    no_values,
+    store_values,
+)
 from triton_kernels.tuning import AttentionTile, attention_tile, power_of_two
 
 PROGRAMS_A_PROCESSOR = 8
@@ -58,7 +65,7 @@ def query_rows(
 @triton.jit
 def store_merged(
     out, part_most, part_total, part_weighted, line, there, d, num_splits, max_splits, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr,
+    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
     """The partial results of all splits put together, in order, for some rows."""
     cell = there[:, None] & (d < D)[None, :]
@@ -82,17 +89,18 @@ def store_merged(
             )
             most, total, weighted = merge(most, total, weighted, next_most, next_total, next_weighted)
     result = tl.math.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
-    tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
+    place = tl.where(d < D // 2, 2 * d, 2 * d - D + 1) if INT8 else d  # as `store_values` left them
+    tl.store(out + line[:, None] * D + place[None, :], result, mask=cell)
 
 
-@triton.jit(do_not_specialize=["max_blocks", "max_splits"])  # they grow with the longest row
+@triton.jit(do_not_specialize=["max_blocks", "max_splits", "last"])  # they grow with the longest row
 def attention_kernel(
     out,  # f32 [T, HQ * D]
     part_most,  # f32 [T, HQ, max_splits]; the three are written when PARTIAL
     part_total,  # f32 [T, HQ, max_splits]
-    part_weighted,  # f32 [T, HQ, max_splits, D]
+    part_weighted,  # f32 [T, HQ, max_splits, D]; where INT8, even dimensions before odd
     q,  # f32 [T, HQ, D]
-    keys,  # bf16 or int8 [blocks, HKV, BLOCK_TOKENS, D] of one layer
+    keys,  # bf16 [blocks, HKV, BLOCK_TOKENS, D] of one layer, or int8 ones as int16 [.., D / 2]
     values,
     key_scale,  # f32 [blocks, HKV, BLOCK_TOKENS]
     value_scale,
@@ -105,6 +113,7 @@ def attention_kernel(
     scale,
     max_blocks,
     max_splits,
+    last,  # program_id(2) of the last program: another way to it than num_programs, which would be kept in a register
     HQ: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
@@ -117,9 +126,10 @@ def attention_kernel(
     AT_ONCE: tl.constexpr,
     MERGED_ROWS: tl.constexpr,
     AHEAD: tl.constexpr,
-    LINE_BYTES: tl.constexpr,
+    LINE: tl.constexpr,
     INT8: tl.constexpr,
     BF16: tl.constexpr,
+    PTX: tl.constexpr,
     PDL: tl.constexpr,
 ):
     kv_head = tl.program_id(1)
@@ -137,39 +147,40 @@ def attention_kernel(
         # of all keys and values but those of this step's tokens, so are these
         n = tl.maximum(tl.minimum(begin + tl.arange(0, SPLIT), end - 1), 0)
         block = tl.load(table + n // BLOCK_TOKENS)
-        at = ((block.to(tl.int64) * HKV + kv_head) * BLOCK_TOKENS + n % BLOCK_TOKENS) * D
-        ask_for_rows((keys + at).to(tl.int64), LINE_BYTES)
-        ask_for_rows((values + at).to(tl.int64), LINE_BYTES)
+        at = ((block.to(tl.int64) * HKV + kv_head) * BLOCK_TOKENS + n % BLOCK_TOKENS) * LINE
+        ask_for_rows((keys + at).to(tl.int64), 2 * LINE)
+        ask_for_rows((values + at).to(tl.int64), 2 * LINE)
     wait_for_predecessor(PDL)
     allow_successor(PDL)
-    cell = there[:, None] & (d < D)[None, :]
-    q_high, q_low = high_low(tl.load(q + line[:, None] * D + d[None, :], mask=cell, other=0.0), BF16)
+    query = load_query(q, line, there, D, BLOCK_D, INT8, BF16)
     most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
-    weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    weighted = no_values(ROWS, BLOCK_D, INT8)
     all_most, all_total, all_weighted = most, total, weighted
     # one loop over all tiles of keys: those of the next split are on their way before a split ends
     for start in range(begin, tl.minimum(begin + share * SPLIT, end), KEYS):
         most, total, weighted = next_keys(
-            start, end, most, total, weighted, q_high, q_low, position, table, keys, values, key_scale, value_scale,
-            kv_head, scale, HKV, D, BLOCK_D, BLOCK_TOKENS, ROWS, KEYS, INT8, BF16,
+            start, end, most, total, weighted, query, position, table, keys, values, key_scale, value_scale,
+            kv_head, scale, HKV, D, BLOCK_D, BLOCK_TOKENS, ROWS, KEYS, INT8, BF16, PTX,
         )  # fmt: skip
         if ((start + KEYS) % SPLIT == 0) | (start + KEYS >= end):
             if PARTIAL:
                 to = line * max_splits + start // SPLIT
                 tl.store(part_most + to, most, mask=there)
                 tl.store(part_total + to, total, mask=there)
-                tl.store(part_weighted + to[:, None] * D + d[None, :], weighted, mask=cell)
+                store_values(part_weighted + to * D, weighted, there, 1, D, BLOCK_D, INT8)
             else:
-                all_most, all_total, all_weighted = merge(all_most, all_total, all_weighted, most, total, weighted)
+                all_most, all_total, all_weighted = merge_values(
+                    all_most, all_total, all_weighted, most, total, weighted, INT8
+                )
             most = tl.full([ROWS], float("-inf"), dtype=tl.float32)
             total = tl.zeros([ROWS], dtype=tl.float32)
-            weighted = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+            weighted = no_values(ROWS, BLOCK_D, INT8)
     if PARTIAL:
         # all threads' results are written before this program counts itself in, and seen by the one that finds all
         tl.debug_barrier()
         mine = arrived + tl.program_id(0) * HKV + kv_head
-        if tl.atomic_add(mine, 1, sem="acq_rel") == tl.num_programs(2) - 1:
+        if tl.atomic_add(mine, 1, sem="acq_rel") == last:
             tl.store(mine, 0)
             # found again, not kept in registers while there was something else to do
             _, _, _, _, end, num_rows = query_rows(
@@ -183,11 +194,16 @@ def attention_kernel(
                 )  # fmt: skip
                 store_merged(
                     out, part_most, part_total, part_weighted, part_line, part_there, d, num_splits, max_splits,
-                    D, BLOCK_D, MERGED_ROWS, AT_ONCE,
+                    D, BLOCK_D, MERGED_ROWS, AT_ONCE, INT8,
                 )  # fmt: skip
     else:
-        result = tl.math.div_rn(all_weighted, tl.where(all_total == 0.0, 1.0, all_total)[:, None])
-        tl.store(out + line[:, None] * D + d[None, :], result, mask=cell)
+        if INT8:
+            # found again, past a barrier without which the compiler would keep them from before
+            tl.debug_barrier()
+            line, there, _, _, _, _ = query_rows(
+                block_row, block_first, starts, lengths, kv_head, i, HQ // HKV, HQ, ROWS
+            )
+        store_values(out + line * D, divided(all_weighted, all_total, INT8), there, 2, D, BLOCK_D, INT8)
 
 
 def paged_attention(
@@ -244,6 +260,11 @@ def attend(
 ) -> None:
     num_tokens, num_heads, head_dim = q.shape
     _, _, num_kv_heads, block_tokens, _ = cache.keys.shape
+    keys, values = cache.keys[layer], cache.values[layer]
+    if cache.is_int8:
+        keys, values = keys.view(torch.int16), values.view(torch.int16)
+    # four warps on halves of 32 dimensions would each compute what another does
+    num_warps = min(2, tile.num_warps) if cache.is_int8 and head_dim <= 64 else tile.num_warps
     parts = (num_tokens, num_heads, max_splits if programs > 1 else 0)
     device.launch(
         attention_kernel,
@@ -253,8 +274,8 @@ def attend(
         part_total=device.empty(*parts, dtype=torch.float32),
         part_weighted=device.empty(*parts, head_dim, dtype=torch.float32),
         q=q,
-        keys=cache.keys[layer],
-        values=cache.values[layer],
+        keys=keys,
+        values=values,
         key_scale=cache.key_scale[layer],
         value_scale=cache.value_scale[layer],
         block_tables=block_tables,
@@ -266,10 +287,11 @@ def attend(
         scale=math.log2(math.e) / math.sqrt(head_dim),
         max_blocks=block_tables.shape[1],
         max_splits=max_splits,
+        last=programs - 1,
         HQ=num_heads,
         HKV=num_kv_heads,
         D=head_dim,
-        BLOCK_D=max(16, power_of_two(head_dim)),
+        BLOCK_D=max(32, power_of_two(head_dim)),
         BLOCK_TOKENS=block_tokens,
         ROWS=tile.rows,
         KEYS=tile.keys,
@@ -278,9 +300,10 @@ def attend(
         AT_ONCE=MERGED_AT_ONCE,
         MERGED_ROWS=min(MERGED_ROWS, tile.rows),
         AHEAD=device.asks_ahead and programs > 1,
-        LINE_BYTES=head_dim * cache.keys.element_size(),
+        LINE=keys.shape[-1],
         INT8=cache.is_int8,
         BF16=device.bf16,
-        num_warps=tile.num_warps,
+        PTX=device.dp4a,
+        num_warps=num_warps,
         num_stages=tile.num_stages,
     )

@@ -29,6 +29,7 @@ TYPES = {
     torch.float64: "*fp64",
     torch.bfloat16: "*bf16",
     torch.int8: "*i8",
+    torch.int16: "*i16",
     torch.int32: "*i32",
     torch.int64: "*i64",
     torch.bool: "*i1",

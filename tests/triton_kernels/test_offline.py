@@ -31,6 +31,7 @@ from triton_kernels.ranking import sort_keys
 from triton_kernels.rescore import exact_logits
 from triton_kernels.rounds import Room, draw_parts
 from triton_kernels.selection import in_order, select
+from triton_kernels.splits import BYTES_TO_BF16
 from triton_kernels.tuning import dense_gated_tile, linear_tile
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 6912, 20, 5, 128, 128256
@@ -305,7 +306,32 @@ CASES = {
         {"HMMA": 64, "LDGSTS.E.BYPASS.128": 24},
     ),
     "attention over int8 keys": Case(
-        lambda device: attention(device, 256, "int8"), "attention_kernel", 224, 37, {"HMMA": 64}, {"HMMA": 64}
+        lambda device: attention(device, 256, "int8"),
+        "attention_kernel",
+        168,
+        37,
+        # pairs of bytes go to the products by the instruction for matrices, none by itself
+        {"HMMA": 64, "LDSM.16": 44, "HFMA2.BF16": 32},
+        {"HMMA": 64, "LDSM.16": 44, "HADD2.BF16": 32},
+        never=("LDS.U8", "I2F"),
+    ),
+    "attention over int8 keys in parts": Case(
+        lambda device: attention(device, 8, "int8"),
+        "attention_kernel",
+        168,
+        37,
+        {"HMMA": 64, "LDSM.16": 44},
+        {"HMMA": 64, "LDSM.16": 44},
+        never=("LDS.U8", "I2F"),
+    ),
+    "attention over int8 keys of heads of 64": Case(
+        lambda device: attention(device, 256, "int8", 20, 5, 64),
+        "attention_kernel",
+        176,
+        17,
+        {"HMMA": 64},
+        {"HMMA": 64},
+        never=("LDS.U8", "I2F"),
     ),
     "attention in parts": Case(
         lambda device: attention(device, 8, "bf16"), "attention_kernel", 176, 57, {"HMMA": 64}, {"HMMA": 64}
@@ -490,8 +516,22 @@ def test_what_few_tokens_will_read_is_asked_for_before_a_chained_kernel_waits(na
         ("2048 tokens of gate and up, multiplied", "v_mfma_i32_"),
         ("32 tokens of gate and up as int8", "v_mfma_i32_"),
         ("attention", "v_mfma_f32_"),
+        ("attention over int8 keys", "v_mfma_f32_"),
         ("int8 head", "v_mfma_i32_"),
     ],
 )
 def test_matrix_products_compile_for_amd_matrix_cores(name: str, product: str) -> None:
     assert product in amd(launch_of(CASES[name], wgmma=False, dp4a=False), "gfx942")
+
+
+def test_every_byte_becomes_the_bf16_number_that_it_is() -> None:
+    """What the assembly does to a lower byte, by its own constants; to an upper one it does the same, shifted."""
+    found = re.findall(r"0x(\w{4})\1, 0x(\w{4})\2, 0xEA", BYTES_TO_BF16.value)
+    assert found[:2] == found[2:]
+    (low_mask, low_bits), (top_mask, top_bits) = ((int(mask, 16), int(bits, 16)) for mask, bits in found[:2])
+    stored = torch.arange(-128, 128, dtype=torch.int8)
+    code = stored.to(torch.int32) & 0xFF
+    low, top = (
+        ((code & mask | bits) << 16).view(torch.float32) for mask, bits in ((low_mask, low_bits), (top_mask, top_bits))
+    )
+    assert torch.equal((low + top).to(torch.bfloat16).to(torch.int8), stored)

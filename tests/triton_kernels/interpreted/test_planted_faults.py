@@ -49,6 +49,7 @@ DENSE_GATED = ("test_dense", "test_gate_and_up_multiplied_have_the_bits_of_a_gat
 ROWS = ("test_attention", "test_ragged_rows_attend_like_the_oracle", (4, 1, 16, "bf16"))
 INT8_ROWS = ("test_attention", "test_ragged_rows_attend_like_the_oracle", (4, 1, 16, "int8"))
 SPLITS = ("test_attention", "test_splits_over_programs_change_no_bit", ("bf16",))
+INT8_SPLITS = ("test_attention", "test_splits_over_programs_change_no_bit", ("int8",))
 POISON = ("test_attention", "test_poisoned_free_slots_change_nothing", ())
 ROPE = ("test_attention", "test_rope_turns_q_and_writes_roped_k_and_plain_v_to_their_slots", (16, "bf16"))
 INT8_ROPE = ("test_attention", "test_rope_turns_q_and_writes_roped_k_and_plain_v_to_their_slots", (16, "int8"))
@@ -112,7 +113,10 @@ FAULTS = {
     "a merge from the second split on": Fault(
         "attention.py", "range(0, num_splits, AT_ONCE)", "range(1, num_splits, AT_ONCE)", SPLITS
     ),
-    "the last but one merges": Fault("attention.py", "== tl.num_programs(2) - 1", "== tl.num_programs(2) - 2", SPLITS),
+    "the last but one merges": Fault("attention.py", "last=programs - 1", "last=programs - 2", SPLITS),
+    "even and odd change places": Fault("splits.py", "even, odd = (wide", "odd, even = (wide", INT8_ROWS),
+    "odd keys meet even queries": Fault("splits.py", "product(q[2], odd", "product(q[0], odd", INT8_ROWS),
+    "parts come apart otherwise than they were put": Fault("attention.py", "2 * d - D + 1", "2 * d - D", INT8_SPLITS),
     "tiles are not put in one scale": Fault("splits.py", "shrink = tl.exp2(most - origin)", "shrink = 1.0", SPLITS),
     "blocks of one head": Fault("cache.py", "(slot // BLOCK_TOKENS) * HKV", "(slot // BLOCK_TOKENS)", ROPE),
     "the last tile of the head is left out": Fault(
