@@ -81,11 +81,13 @@ def run_job(job: Job | AttentionJob, facts: Mapping[str, Any]) -> None:
 def compile_attention(job: AttentionJob, device: Device) -> None:
     cache = new_cache(1, 1, job.block_tokens, job.num_kv_heads, job.head_dim, "bf16", device)
     ids = device.empty(4, dtype=torch.int32)
-    blocks = QueryBlocks(ids, ids, device.empty(4, job.num_kv_heads, dtype=torch.int32))
     q = device.empty(4, job.num_heads, job.head_dim, dtype=torch.float32)
     out, tables = device.empty(4, q[0].numel(), dtype=torch.float32), device.empty(4, 1, dtype=torch.int32)
+    arrived = device.empty(4, job.num_kv_heads, dtype=torch.int32)
     for programs in (1, 2):
-        attend(out, q, cache, 0, tables, ids, ids, blocks, job.tile, programs, programs, device)
+        for single in (True, False):
+            blocks = QueryBlocks(ids, ids, arrived, single)
+            attend(out, q, cache, 0, tables, ids, ids, blocks, job.tile, programs, programs, device)
 
 
 def compile_linear(job: Job, device: Device) -> None:

@@ -32,7 +32,7 @@ from triton_kernels.splits import (
     no_values,
     store_values,
 )
-from triton_kernels.tuning import AttentionTile, attention_tile, power_of_two
+from triton_kernels.tuning import AttentionTile, attention_rows, attention_tile, power_of_two
 
 PROGRAMS_A_PROCESSOR = 8
 MERGED_AT_ONCE = 4
@@ -265,6 +265,7 @@ def attend(
         keys, values = keys.view(torch.int16), values.view(torch.int16)
     # four warps on halves of 32 dimensions would each compute what another does
     num_warps = min(2, tile.num_warps) if cache.is_int8 and head_dim <= 64 else tile.num_warps
+    rows = attention_rows(tile, num_heads // num_kv_heads, blocks.single, device)
     parts = (num_tokens, num_heads, max_splits if programs > 1 else 0)
     device.launch(
         attention_kernel,
@@ -293,12 +294,12 @@ def attend(
         D=head_dim,
         BLOCK_D=max(32, power_of_two(head_dim)),
         BLOCK_TOKENS=block_tokens,
-        ROWS=tile.rows,
+        ROWS=rows,
         KEYS=tile.keys,
         SPLIT=tile.split,
         PARTIAL=programs > 1,
         AT_ONCE=MERGED_AT_ONCE,
-        MERGED_ROWS=min(MERGED_ROWS, tile.rows),
+        MERGED_ROWS=min(MERGED_ROWS, rows),
         AHEAD=device.asks_ahead and programs > 1,
         LINE=keys.shape[-1],
         INT8=cache.is_int8,

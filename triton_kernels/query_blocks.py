@@ -18,12 +18,13 @@ class QueryBlocks:
     """Which query tokens each program takes: row[i] int32 and, inside that row, the tokens from first[i] int32.
 
     arrived int32 [programs, Hkv] counts the programs that share a query block and its splits; zeros, and zeros again
-    when the work queued on it is done.
+    when the work queued on it is done. single: every block is one token.
     """
 
     row: Tensor
     first: Tensor
     arrived: Tensor
+    single: bool
 
 
 def query_tokens(num_heads: int, num_kv_heads: int, head_dim: int, device: Device) -> int:
@@ -54,4 +55,5 @@ def query_blocks(
     # both begin where 16-byte loads may, or a kernel would be compiled anew for some numbers of programs
     table = torch.nn.functional.pad(blocks, (0, -count % 4))
     row, first = table.contiguous().to(device.torch_device)[:, :count]
-    return QueryBlocks(row, first, device.zeros(count, num_kv_heads, dtype=torch.int32))
+    arrived = device.zeros(count, num_kv_heads, dtype=torch.int32)
+    return QueryBlocks(row, first, arrived, single=count == starts[-1] == len(starts) - 1)

@@ -216,7 +216,7 @@ class DecodeRun:
             starts = torch.arange(count + 1, dtype=torch.int32, device=device)
             firsts = torch.zeros(count, dtype=torch.int32, device=device)
             arrived = torch.zeros(count, self._num_kv_heads, dtype=torch.int32, device=device)
-            self._fixed[count] = starts, QueryBlocks(starts[:count], firsts, arrived)
+            self._fixed[count] = starts, QueryBlocks(starts[:count], firsts, arrived, single=True)
         return self._fixed[count]
 
 
@@ -246,6 +246,6 @@ class MixedRun:
         count, num_kv_heads = inputs.block_row.shape[0], self._held.keys.shape[2]
         if count not in self._arrived:  # made once, so that no captured step makes it
             self._arrived[count] = torch.zeros(count, num_kv_heads, dtype=torch.int32, device=inputs.block_row.device)
-        blocks = QueryBlocks(inputs.block_row, inputs.block_first, self._arrived[count])
+        blocks = QueryBlocks(inputs.block_row, inputs.block_first, self._arrived[count], single=False)
         rows = Rows(inputs.block_tables, inputs.lengths, inputs.starts, blocks)
         return self._step.layers(inputs.token_ids, inputs.positions, inputs.slots, rows, self._held)

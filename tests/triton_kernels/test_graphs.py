@@ -8,9 +8,10 @@ from torch import Tensor
 
 from bitnet_model.batch import ForwardBatch
 from tests.triton_kernels.fake_capture import FakeCapture
+from triton_kernels.device import open_device
 from triton_kernels.graphs import BUCKETS, DecodeGraphs, DecodeInputs, Inputs, table_width, tensors
 from triton_kernels.mixed import ROWS, TOKENS, MixedGraphs, MixedInputs
-from triton_kernels.query_blocks import cut
+from triton_kernels.query_blocks import cut, query_blocks
 
 BLOCK_TOKENS = 4
 """Query tokens of a block."""
@@ -231,3 +232,10 @@ def test_query_blocks_of_any_rows_fit_their_buffer(block_tokens: int) -> None:
         batch = batch_of(counts, 1, 5)
         blocks = cut(batch.starts.tolist(), block_tokens)
         assert blocks.shape[1] <= sum(counts) // block_tokens + num_rows
+
+
+@pytest.mark.parametrize(
+    ("starts", "single"), [([0, 1, 2, 3], True), ([0, 1], True), ([0, 2, 3], False), ([0, 0, 1, 2], False), ([0], True)]
+)
+def test_blocks_know_whether_all_of_them_are_single_tokens(starts: list[int], single: bool) -> None:
+    assert query_blocks(starts, 4, 1, 64, open_device(torch.device("cpu"))).single == single

@@ -80,16 +80,22 @@ def gate_and_up(device: Recorder, num_tokens: int) -> None:
 
 
 def attention(
-    device: Recorder, num_rows: int, dtype: str, heads: int = HEADS, kv_heads: int = KV_HEADS, head_dim: int = HEAD_DIM
+    device: Recorder,
+    num_rows: int,
+    dtype: str,
+    heads: int = HEADS,
+    kv_heads: int = KV_HEADS,
+    head_dim: int = HEAD_DIM,
+    *,
+    single: bool = False,
 ) -> None:
     cache = new_cache(1, 4096, 32, kv_heads, head_dim, dtype, device)
     row = meta(num_rows, dtype=torch.int32)
     tables = meta(num_rows, 128, dtype=torch.int32)
     starts = meta(num_rows + 1, dtype=torch.int32)
     q = meta(num_rows, heads, head_dim)
-    paged_attention(
-        q, cache, 0, tables, row, starts, QueryBlocks(row, row, meta(num_rows, kv_heads, dtype=torch.int32)), device
-    )
+    blocks = QueryBlocks(row, row, meta(num_rows, kv_heads, dtype=torch.int32), single)
+    paged_attention(q, cache, 0, tables, row, starts, blocks, device)
 
 
 def rope(device: Recorder, dtype: str) -> None:
@@ -336,6 +342,23 @@ CASES = {
     "attention in parts": Case(
         lambda device: attention(device, 8, "bf16"), "attention_kernel", 176, 57, {"HMMA": 64}, {"HMMA": 64}
     ),
+    "attention of single tokens": Case(
+        lambda device: attention(device, 256, "bf16", single=True),
+        "attention_kernel",
+        152,
+        49,
+        {"HMMA": 32, "LDGSTS.E.BYPASS.128": 24},
+        {"HMMA": 32, "LDGSTS.E.BYPASS.128": 24},
+    ),
+    "attention of single tokens over int8 keys": Case(
+        lambda device: attention(device, 256, "int8", single=True),
+        "attention_kernel",
+        128,
+        33,
+        {"HMMA": 32},
+        {"HMMA": 32},
+        never=("LDS.U8", "I2F"),
+    ),
     "attention with heads of 256": Case(
         lambda device: attention(device, 256, "bf16", 12, 4, 256),
         "attention_kernel",
@@ -438,6 +461,26 @@ def test_a_row_is_summed_in_one_order_whether_it_comes_alone_or_after_another(ga
         orders.add(order_of_sums(build(launch, GPUTarget("cuda", capability, 32)).asm["ttgir"]))
     assert len(orders) == 1
     assert len(orders.pop()) == 3  # squares, magnitudes and codes
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@pytest.mark.parametrize("num_rows", [8, 256])
+def test_a_token_is_computed_alike_by_itself_and_among_others(dtype: str, capability: int, num_rows: int) -> None:
+    """Tiles of 16 and of 32 rows: the same instruction for each 16, and sums over keys that lie alike."""
+    seen = {}
+    for single in (True, False):
+        device = Recorder(wgmma=capability == 90)
+        attention(device, num_rows, dtype, single=single)
+        (launch,) = device.launches  # type: ignore[attr-defined]
+        code = build(launch, GPUTarget("cuda", capability, 32)).asm["ttgir"]
+        products = re.findall(r"^#\w+ = (#ttg\.nvidia_mma<.*>)$", code, re.MULTILINE)
+        reduced = set(re.findall(r"\}\) : \(tensor<\d+x(\w+), #mma>\) -> ", code))
+        seen[launch.arguments["ROWS"]] = products, reduced
+    assert len(seen) == 2
+    assert seen[16] == seen[32]
+    assert "instrShape = [16, 8]" in seen[16][0][0]
+    assert seen[16][1] == {"32xf32"}
 
 
 def order_of_sums(code: str) -> tuple[str, ...]:

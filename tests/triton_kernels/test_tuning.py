@@ -19,6 +19,7 @@ from triton_kernels.tuning import (
     DenseTile,
     LinearTile,
     Regime,
+    attention_rows,
     attention_tile,
     dense_gated_key,
     dense_gated_tile,
@@ -147,3 +148,14 @@ def test_token_buckets_are_few_and_cover_every_number_of_tokens() -> None:
     assert [token_bucket(n) for n in (1, 3, 64, 65, 128, 129, 300, 2048, 9999)] == [
         *(1, 4, 64, 128, 128, 256, 512, 2048, 2048)
     ]
+
+
+def test_single_tokens_get_fewer_rows_only_where_that_moves_no_bit() -> None:
+    tile = AttentionTile(rows=32, keys=32, split=128, num_warps=4, num_stages=5)
+    nvidia, amd = Recorder(), Recorder(dp4a=False, wgmma=False)
+    assert attention_rows(tile, 4, True, nvidia) == 16
+    assert attention_rows(tile, 4, False, nvidia) == 32
+    assert attention_rows(tile, 4, True, amd) == 32
+    assert attention_rows(tile, 24, True, nvidia) == 32
+    assert attention_rows(replace(tile, rows=16), 4, True, nvidia) == 16
+    assert attention_rows(replace(tile, rows=64), 4, True, nvidia) == 64  # products of warp groups
