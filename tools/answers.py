@@ -40,6 +40,14 @@ PROMPTS = (
     "Good night!",
 )
 LOOP_WORDS, LOOP_TIMES = 5, 3
+STORY_THINGS = (
+    "a dog", "a cat", "a bird", "a tree", "a ball", "a fish", "a flower", "a rabbit", "a car", "a doll", "a bear",
+    "the moon", "a frog", "a king", "a hat", "a boat", "a mouse", "a horse", "an apple", "a box",
+)  # fmt: skip
+STORY_SEEDS = range(1, 11)
+"""Of each thing so many stories are asked for."""
+STORY_TOKENS = 300
+KEPT_TIMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,19 @@ def answer_all(loaded: Loaded, prompts: Sequence[str], seeds: Sequence[int], max
         Answer(prompt, seed, delta.text.strip(), delta.stop_kind == "eos")
         for (prompt, seed), delta in zip(asked, gathered, strict=True)
     ]
+
+
+def ask_for_stories(loaded: Loaded) -> list[tuple[str, Answer]]:
+    """(thing, story) of every request for a story about one of STORY_THINGS."""
+    prompts = [f"Tell me a story about {thing}." for thing in STORY_THINGS]
+    answers = answer_all(loaded, prompts, STORY_SEEDS, STORY_TOKENS)
+    things = [thing.split()[-1] for thing in STORY_THINGS for _ in STORY_SEEDS]
+    return list(zip(things, answers, strict=True))
+
+
+def num_naming(stories: Sequence[tuple[str, Answer]], times: int) -> int:
+    """How many stories have the thing that was asked for in them so many times or more."""
+    return sum(answer.text.lower().count(thing) >= times for thing, answer in stories)
 
 
 def figures(answers: Sequence[Answer]) -> Figures:

@@ -2,6 +2,7 @@
 
     python -m tools.evaluate bitnet_model/demo CORPUS/heldout.txt.xz --max-bytes 100000 --max-document-bytes 1500
     python -m tools.evaluate bitnet_model/demo --answers --seeds 1 2 3
+    python -m tools.evaluate bitnet_model/demo --stories
 
 Without --paths the loss is taken on the native path; `--paths native torch transformers` takes it on all three, which
 must agree to about a thousandth.
@@ -15,7 +16,19 @@ from pathlib import Path
 
 from bitnet_model.config import ModelConfig
 from service.compose import load_tokenizer
-from tools.answers import LOOP_TIMES, LOOP_WORDS, PROMPTS, Answer, answer_all, figures, load_engine
+from tools.answers import (
+    KEPT_TIMES,
+    LOOP_TIMES,
+    LOOP_WORDS,
+    PROMPTS,
+    STORY_TOKENS,
+    Answer,
+    answer_all,
+    ask_for_stories,
+    figures,
+    load_engine,
+    num_naming,
+)
 from tools.held_out import PATHS, HeldOutLoss, first_documents, forward_of, held_out_loss
 
 
@@ -41,6 +54,16 @@ def figures_table(answers: Sequence[Answer]) -> str:
     )
 
 
+def stories_table(stories: Sequence[tuple[str, Answer]]) -> str:
+    """Whether stories are about what was asked for."""
+    ended = sum(answer.ended for _, answer in stories)
+    return (
+        f"| stories | that name the thing asked for | {KEPT_TIMES} times or more | ended within {STORY_TOKENS} tokens |\n"
+        "| --- | --- | --- | --- |\n"
+        f"| {len(stories)} | {num_naming(stories, 1)} | {num_naming(stories, KEPT_TIMES)} | {ended} |"
+    )
+
+
 def answer_list(answers: Sequence[Answer]) -> Iterator[str]:
     """Prompts and answers as quotations."""
     for answer in answers:
@@ -59,6 +82,8 @@ def evaluate(args: argparse.Namespace) -> Iterator[str]:
                 for name in args.paths
             }
         )
+    if args.stories:
+        yield stories_table(ask_for_stories(load_engine(args.folder, STORY_TOKENS)))
     if args.answers:
         answers = answer_all(load_engine(args.folder, args.max_tokens), PROMPTS, args.seeds, args.max_tokens)
         yield figures_table(answers)
@@ -74,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--max-bytes", type=int, default=0, help="stop after the document that reaches this size")
     described.add_argument("--max-document-bytes", type=int, default=0, help="leave out longer documents (0: none)")
     described.add_argument("--answers", action="store_true", help="answer the fixed prompts at the default sampling")
+    described.add_argument("--stories", action="store_true", help="ask for stories and see what they are about")
     described.add_argument("--seeds", type=int, nargs="+", default=[1], help="the answers of the first are printed")
     described.add_argument("--max-tokens", type=int, default=400)
     return described

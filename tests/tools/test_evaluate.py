@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from bitnet_model.config import ModelConfig
 from bitnet_model.ops import load_ops
 from service.compose import load_tokenizer
 from service.engine.tokenizer import Tokenizer
-from tools import evaluate
-from tools.answers import Answer, answer_all, figures, load_engine
+from tools import answers, evaluate
+from tools.answers import Answer, answer_all, figures, load_engine, num_naming
 from tools.documents import read_documents
 from tools.held_out import first_documents, forward_of, held_out_loss, windows
 
@@ -96,13 +97,27 @@ def test_figures_count_ngrams_ends_and_loops() -> None:
         figures([])
 
 
+def test_a_story_counts_as_kept_to_its_subject_by_how_often_it_names_it() -> None:
+    told = ["A dog. The dog. Dogs.", "A cat saw a dog.", "A cat."]
+    stories = [("dog", Answer("p", seed, text, seed < 3)) for seed, text in enumerate(told, 1)]
+    assert [num_naming(stories, times) for times in (1, 2, 3)] == [2, 1, 1]
+    assert evaluate.stories_table(stories).splitlines()[-1] == "| 3 | 2 | 1 | 2 |"
+
+
+def test_stories_are_asked_for_each_thing_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "STORY_TOKENS", 2)
+    stories = answers.ask_for_stories(load_engine(DEMO_MODEL, 2))
+    assert Counter(thing for thing, _ in stories) == {thing.split()[-1]: 10 for thing in answers.STORY_THINGS}
+    assert all(f" {thing}." in answer.prompt for thing, answer in stories)
+
+
 # ---------------------------------------------------------------- the report
 def test_the_report_has_a_table_for_the_loss_and_one_for_the_answers(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(STORY)
     command = [str(DEMO_MODEL), str(tmp_path / "text.txt"), "--paths", "torch", "--answers", "--max-tokens", "8"]
-    loss, answers, *quotes = evaluate.evaluate(evaluate.parser().parse_args(command))
+    loss, figured, *quotes = evaluate.evaluate(evaluate.parser().parse_args(command))
     assert loss.splitlines()[-1].startswith("| torch |")
-    assert answers.splitlines()[-1].startswith("| 20 |")
+    assert figured.splitlines()[-1].startswith("| 20 |")
     assert len(quotes) == 20
     assert quotes[0].startswith("> **Hello!**\n>\n> ")
 
