@@ -58,7 +58,7 @@ def stories_table(stories: Sequence[tuple[str, Answer]]) -> str:
     """Whether stories are about what was asked for."""
     ended = sum(answer.ended for _, answer in stories)
     return (
-        f"| stories | that name the thing asked for | {KEPT_TIMES} times or more | ended within {STORY_TOKENS} tokens |\n"
+        f"| stories | naming what was asked for | {KEPT_TIMES} times or more | ended within {STORY_TOKENS} tokens |\n"
         "| --- | --- | --- | --- |\n"
         f"| {len(stories)} | {num_naming(stories, 1)} | {num_naming(stories, KEPT_TIMES)} | {ended} |"
     )
