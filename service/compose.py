@@ -98,6 +98,8 @@ def load(settings: Settings) -> Loaded:
     if ops.wants_proof:
         trial = Trial(config.vocab_size, sizes.n_ctx_max, pool.num_blocks, pool.block_tokens, n_threads)
         prove(model, partial(trial.run, runner))
+        if not trial.is_exact(runner):
+            logger.error("this device computes a token by itself and in a prompt differently: answers are not exact")
     warm_up(runner, max_rows=sizes.max_running, n_ctx=sizes.n_ctx_max, max_tokens=settings.n_batch)
     limits = SchedulerLimits(sizes.max_running, settings.n_batch, n_threads, settings.step_ms, MAX_ROUNDS)
     engine = Engine(runner, tokenizer, pool, limits)

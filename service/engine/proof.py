@@ -3,6 +3,7 @@
 A wing may run whole steps, draws, and rounds of both in one call (`Shortcuts` of bitnet_model/model.py). Here a few
 made-up requests go both ways, prompts in pieces beside decoding rows, logprobs told and tokens drawn, and every result
 must be the same to the bit. A shortcut that fails, by a wrong result or by an error, is given up: slower, and right.
+And what was decoded token by token is computed once more as a prompt.
 
 Knows plans and results, neither tensors nor any wing.
 """
@@ -80,6 +81,24 @@ class Trial:
             return told + self._answers(runner, self._requests(DRAWN), rounds=ROUNDS)
         finally:
             runner.zero_blocks(self._blocks())
+
+    def is_exact(self, runner: ProvableRunner) -> bool:
+        """Whether a token is computed alike by itself and in a prompt, by the logprobs of the token after it."""
+        try:
+            requests = self._requests(TOLD)
+            decoded = self._answers(runner, requests, rounds=1)[-len(requests) :]
+            prompts = [self._again(request) for request in requests]
+            rows = [ScheduledRow(prompt, 0, prompt.total, sample=True) for prompt in prompts]
+            return not rows or self._step(runner, rows, 1) == decoded
+        finally:
+            runner.zero_blocks(self._blocks())
+
+    def _again(self, request: Request) -> Request:
+        """A request whose prompt are the tokens that its last one was chosen after."""
+        prompt_ids = tuple(request.token_ids[:-1])
+        again = Request(request.id, prompt_ids, request.params, request.limits, report=request.report)
+        again.block_ids = request.block_ids
+        return again
 
     def _blocks(self) -> list[int]:
         return list(range(min(self.num_blocks, MOST_BLOCKS)))

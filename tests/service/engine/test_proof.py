@@ -14,6 +14,9 @@ import torch
 from bitnet_model.checkpoint import load_model
 from bitnet_model.model import Model, Shortcuts
 from bitnet_model.ops import Ops
+from cpu_fallback.wing import TorchWing
+from service import compose
+from service.config import Settings
 from service.engine.plan import Pending, RowResult, StepPlan
 from service.engine.proof import Doubt, Trial, prove
 from service.engine.runner import ModelRunner
@@ -85,6 +88,21 @@ def test_requests_fit_into_a_short_context_and_a_small_cache(runner: ModelRunner
         assert bool(results) == (n_ctx > 10)
 
 
+def test_tokens_of_a_prompt_and_by_themselves_are_compared(model: Model, runner: ModelRunner) -> None:
+    trial = Trial(model.config.vocab_size, 128, NUM_BLOCKS, BLOCK_TOKENS, 2)
+    assert trial.is_exact(runner)
+    assert Trial(model.config.vocab_size, 8, NUM_BLOCKS, BLOCK_TOKENS, 2).is_exact(runner)  # no room for any
+    forward = Model.forward
+
+    def careless(batch: Any, cache: Any) -> torch.Tensor:
+        return forward(model, batch, cache) + 1e-3 * len(batch.token_ids) / len(batch.lengths)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model, "forward", careless)
+        patched.setattr(model, "shortcuts", Shortcuts(step=model.shortcuts.step))
+        assert not trial.is_exact(runner)
+
+
 def test_a_wrong_step_goes_and_draws_stay(
     model: Model, run: Run, offered: Shortcuts, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -132,3 +150,16 @@ def test_what_fails_without_shortcuts_is_raised(model: Model) -> None:
 
     with pytest.raises(RuntimeError, match="nothing works"):
         prove(model, run)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_wing_that_wants_proof_gives_it_before_it_serves(
+    tiny_packed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, exact: bool
+) -> None:
+    proved: list[object] = []
+    monkeypatch.setattr(TorchWing, "wants_proof", True)
+    monkeypatch.setattr(compose, "prove", lambda model, run: proved.append(run()))
+    monkeypatch.setattr(Trial, "is_exact", lambda trial, runner: exact)
+    compose.load(Settings(model=str(tiny_packed), offline=True, backend="cpu", cpu_isa="torch"))
+    assert len(proved) == 1
+    assert ("answers are not exact" in caplog.text) != exact
