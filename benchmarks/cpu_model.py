@@ -104,13 +104,12 @@ def table_row(case: Case, threads: int, cost: Cost, samples: list[Sample], ours:
     }
 
 
-def measure_shape(name: str, args: argparse.Namespace, program: Path, box: TimeBox) -> list[dict[str, Any]]:
-    """Every case of one shape: the rows of the table."""
+def measure_shape(name: str, args: argparse.Namespace, program: Path, box: TimeBox) -> tuple[list[dict[str, Any]], str]:
+    """Every case of one shape: the rows of the table, and our wing."""
     cases = [Case("prefill", count) for count in args.prompts if "prefill" in args.only]
     cases += [Case("decode", count) for count in args.rows if "decode" in args.only]
     sizes = {"rows": max(args.rows), "context": args.context, "prompt": max(args.prompts)}
     ours = OurSteps(checkpoint(name, args.peer_dir), isa=args.isa, head_dtype=args.head_dtype, **sizes)
-    print(f"{name}: {ours.describe()}")
     num_bytes = min(int(cost_of(name, Case("decode", 1), ours, args.context).num_bytes), MEMORY_BYTES)
     limits_on = partial(measure_limits, program, num_bytes=num_bytes)
     rows: list[dict[str, Any]] = []
@@ -125,7 +124,7 @@ def measure_shape(name: str, args: argparse.Namespace, program: Path, box: TimeB
                     cost = cost_of(name, case, engine, args.context)
                     row = table_row(case, threads, cost, found[case, engine.name], found[case, OURS])
                     rows.append({"shape": name, "engine": engine.name, **row})
-    return rows
+    return rows, ours.describe()
 
 
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -163,13 +162,15 @@ def main() -> None:
     if args.peers:
         Peer(args.peer_dir).require(Peer(args.peer_dir).steps)
     rows: list[dict[str, Any]] = []
+    wing = ""
     others, box = OtherLoad(), TimeBox(args.minutes, len(args.shape) * len(args.threads))
     with tempfile.TemporaryDirectory() as folder:
         program = build_limits(Path(folder))
         for name in args.shape:
-            rows += measure_shape(name, args, program, box)
+            measured, wing = measure_shape(name, args, program, box)
+            rows += measured
     question = f"Whole steps of the model, {args.context} tokens in each cache, medians of up to {args.rounds} rounds"
-    about = {"others_cores": f"{others.cores():.2f}"}
+    about = {"ours": wing, "others_cores": f"{others.cores():.2f}"}
     write(args.json, question, rows, about | ({"peer": Peer(args.peer_dir).describe()} if args.peers else {}))
     if args.plot:
         plot(args.plot, rows)
