@@ -22,16 +22,9 @@ from torch import Tensor
 from triton_kernels.cache import Cache
 from triton_kernels.chain import allow_successor, ask_for_rows, wait_for_predecessor
 from triton_kernels.device import Device
+from triton_kernels.pairs import divided, load_query, no_values, store_values
 from triton_kernels.query_blocks import QueryBlocks
-from triton_kernels.splits import (
-    divided,
-    load_query,
-    merge,
-    merge_values,
-    next_keys,
-    no_values,
-    store_values,
-)
+from triton_kernels.splits import merge, merge_values, next_keys
 from triton_kernels.tuning import AttentionTile, attention_rows, attention_tile, power_of_two
 
 PROGRAMS_A_PROCESSOR = 8

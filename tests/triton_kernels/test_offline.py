@@ -25,13 +25,13 @@ from triton_kernels.gated import gated_linear
 from triton_kernels.head import Table, head
 from triton_kernels.linear import ternary_linear
 from triton_kernels.pack import Dense, Weights, padded
+from triton_kernels.pairs import BYTES_TO_BF16
 from triton_kernels.pointwise import embed, gate_quantize, new_quantized, quantize
 from triton_kernels.query_blocks import QueryBlocks
 from triton_kernels.ranking import sort_keys
 from triton_kernels.rescore import exact_logits
 from triton_kernels.rounds import Room, draw_parts
 from triton_kernels.selection import in_order, select
-from triton_kernels.splits import BYTES_TO_BF16
 from triton_kernels.tuning import dense_gated_tile, linear_tile
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 6912, 20, 5, 128, 128256

@@ -114,7 +114,7 @@ FAULTS = {
         "attention.py", "range(0, num_splits, AT_ONCE)", "range(1, num_splits, AT_ONCE)", SPLITS
     ),
     "the last but one merges": Fault("attention.py", "last=programs - 1", "last=programs - 2", SPLITS),
-    "even and odd change places": Fault("splits.py", "even, odd = (wide", "odd, even = (wide", INT8_ROWS),
+    "even and odd change places": Fault("pairs.py", "even, odd = (wide", "odd, even = (wide", INT8_ROWS),
     "odd keys meet even queries": Fault("splits.py", "product(q[2], odd", "product(q[0], odd", INT8_ROWS),
     "parts come apart otherwise than they were put": Fault("attention.py", "2 * d - D + 1", "2 * d - D", INT8_SPLITS),
     "tiles are not put in one scale": Fault("splits.py", "shrink = tl.exp2(most - origin)", "shrink = 1.0", SPLITS),
