@@ -1,4 +1,4 @@
-"""Wings for tests of the model floor: one that only stores what the loader hands it, two that wrap a real one."""
+"""Wings for tests of the model floor: one that only stores what the loader hands it, one that wraps a real one."""
 
 from __future__ import annotations
 
@@ -49,23 +49,15 @@ class StoringOps:
         return handle[0].nbytes if isinstance(handle, tuple) else 0
 
 
-class VerbByVerb:
-    """A wing without its coarse grain."""
+class WholeStep:
+    """A wing that executes a whole step from the plan alone, and counts how often it was asked to."""
 
     def __init__(self, ops: Ops) -> None:
         self._ops = ops
+        self.num_steps = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
-
-    def compile(self, plan: ModelPlan) -> StepFunction | None:
-        return None
-
-
-class WholeStep(VerbByVerb):
-    """A wing that executes a whole step from the plan alone, and counts how often it was asked to."""
-
-    num_steps = 0
 
     def compile(self, plan: ModelPlan) -> StepFunction | None:
         layers = [Layer(self._ops, plan, layer, index) for index, layer in enumerate(plan.layers)]

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bitnet_model.checkpoint import load_model
-from bitnet_model.model import Model
+from bitnet_model.model import Model, Shortcuts
 from bitnet_model.ops import CacheDtype, Ops
-from tests.bitnet_model.fakes import VerbByVerb, WholeStep
+from tests.bitnet_model.fakes import WholeStep
 from tests.bitnet_model.traffic import Row, Traffic, batch_of
 from tools.checkpoint_weights import unpack_rows
 
@@ -127,10 +127,11 @@ def test_only_the_rows_asked_for_come_back(model: Model) -> None:
 @pytest.mark.parametrize("fmt", ["tiny_packed", "tiny_master", "tiny_llama"])
 def test_both_grains_of_dispatch_give_the_same_bits(request: pytest.FixtureRequest, ops: Ops, fmt: str) -> None:
     folder: Path = request.getfixturevalue(fmt)
-    fine: Any = VerbByVerb(ops)
     coarse: Any = WholeStep(ops)
     native = load_model(folder, ops, head_dtype="int8")
-    verb_by_verb = alone(load_model(folder, fine, head_dtype="int8"), chunk=20)
+    verbs = load_model(folder, ops, head_dtype="int8")
+    verbs.shortcuts = Shortcuts()
+    verb_by_verb = alone(verbs, chunk=20)
     whole_step = alone(load_model(folder, coarse, head_dtype="int8"), chunk=20)
     assert coarse.num_steps == 4
     assert_same_bits(whole_step, verb_by_verb)

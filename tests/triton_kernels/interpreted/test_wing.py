@@ -11,8 +11,7 @@ import torch
 import cpu_fallback
 import triton_kernels
 from bitnet_model.checkpoint import load_model
-from bitnet_model.model import Model
-from tests.bitnet_model.fakes import VerbByVerb
+from bitnet_model.model import Model, Shortcuts
 from tests.bitnet_model.traffic import BLOCK_TOKENS, Row, Traffic, slots_of
 from tests.triton_kernels.fake_capture import FakeCapture
 from tools.make_checkpoint import write_checkpoint
@@ -80,7 +79,8 @@ def test_decode_in_company_gives_the_bits_of_a_prefill_alone(model: Model) -> No
 
 @pytest.mark.parametrize("folder", ["packed"], indirect=True)
 def test_the_whole_step_and_the_verbs_agree_bit_for_bit(folder: Path) -> None:
-    verbs = load_model(folder, VerbByVerb(triton_kernels.load("cpu")), head_dtype="bf16")  # type: ignore[arg-type]
+    verbs = load_model(folder, triton_kernels.load("cpu"), head_dtype="bf16")
+    verbs.shortcuts = Shortcuts()
     capture = FakeCapture()
     wing = TritonWing(CPU, "a test", lambda: capture)
     captured = load_model(folder, wing, head_dtype="bf16")
