@@ -359,6 +359,22 @@ CASES = {
         {"HMMA": 32},
         never=("LDS.U8", "I2F"),
     ),
+    "attention of single tokens in parts": Case(
+        lambda device: attention(device, 8, "bf16", single=True),
+        "attention_kernel",
+        128,
+        57,
+        {"HMMA": 32},
+        {"HMMA": 32},
+    ),
+    "attention of single tokens in parts, one head each": Case(
+        lambda device: attention(device, 8, "int8", 32, 32, single=True),
+        "attention_kernel",
+        128,
+        37,
+        {"HMMA": 32},
+        {"HMMA": 32},
+    ),
     "attention with heads of 256": Case(
         lambda device: attention(device, 256, "bf16", 12, 4, 256),
         "attention_kernel",
