@@ -54,8 +54,8 @@ ABOUT_LETTERS = re.compile(
     r"(how many letters|write '\w+' in capital|what is the first letter|what letter)", re.IGNORECASE
 )
 ABOUT_LETTERS_FACTOR = 0.2
-REQUEST_COPIES = 6  # of a story with its request: one as it is, the others variants about other things
-SAME_SUBJECT_COPIES = 2  # of one whose subject has nothing that could stand for it
+REQUEST_COPIES = 3  # of a story with its request: one as it is, the others variants about other things
+SAME_SUBJECT_COPIES = 1  # of one whose subject has nothing that could stand for it
 STORY_COPIES = 3  # the same of the stories that stand alone
 SUM_COPIES = 3
 # Sources of plain text by set; all others are books.
