@@ -163,7 +163,7 @@ def prove(model: ProvableModel, run: Callable[[], list[RowResult]]) -> list[Doub
                 kept = model.shortcuts
                 break
             doubts.append(Doubt(name, why))
-            logger.warning("a shortcut of this backend is not used, its verbs are: %s: %s", name, why)
+            logger.warning("a shortcut of this backend is given up: %s: %s", name, why)
             shortcut = model.simpler(shortcut) if name == "step" else None
     model.shortcuts = kept
     return doubts
