@@ -101,7 +101,14 @@ def load(settings: Settings) -> Loaded:
         if not trial.is_exact(runner):
             logger.error("this device computes a token by itself and in a prompt differently: answers are not exact")
     warm_up(runner, max_rows=sizes.max_running, n_ctx=sizes.n_ctx_max, max_tokens=settings.n_batch)
-    limits = SchedulerLimits(sizes.max_running, settings.n_batch, n_threads, settings.step_ms, MAX_ROUNDS)
+    limits = SchedulerLimits(
+        sizes.max_running,
+        settings.n_batch,
+        n_threads,
+        settings.step_ms,
+        MAX_ROUNDS,
+        settings.draft_max,
+    )
     engine = Engine(runner, tokenizer, pool, limits)
     settle_memory()
     report = ", ".join(f"{part} {num_bytes / 1e6:.1f} MB" for part, num_bytes in model.memory_report().items())

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     n_ctx_max: Size | None = Field(None, ge=1, description="largest context a request may ask for")
     n_batch: Size = Field(512, ge=1, description="ceiling of one request's prompt tokens in a step")
     step_ms: float = Field(150.0, gt=0, description="prompt work in a step is limited to this once a stream runs")
+    draft_max: int = Field(
+        16, ge=0, le=64, description="next tokens of a request that are guessed and checked in a step; 0 = none"
+    )
     max_running: int | None = Field(None, ge=1, le=4096, description="requests in one step")
     kv_tokens: Size | None = Field(None, ge=1, description="tokens the KV cache holds")
     kv_cache_dtype: Literal["bf16", "int8"] = Field("bf16", description="type of the KV cache")

@@ -142,6 +142,8 @@ class _FromEngine(Collector):
         for name, text, value in (
             ("bitnet:prompt_tokens", "Prompt tokens computed", stats["prompt_tokens"]),
             ("bitnet:generation_tokens", "Tokens generated", stats["generated_tokens"]),
+            ("bitnet:spec_decode_num_draft_tokens", "Next tokens that were guessed", stats["drafted_tokens"]),
+            ("bitnet:spec_decode_num_accepted_tokens", "Guesses that were right", stats["accepted_tokens"]),
             ("bitnet:num_preemptions", "Requests that lost their blocks to an older one", stats["preemptions"]),
             ("bitnet:engine_steps", "Steps of the engine", stats["steps"]),
             ("bitnet:failed_requests", "Requests whose row went wrong", stats["failed_requests"]),

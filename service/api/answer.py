@@ -98,8 +98,15 @@ class Answer(ABC):
 
     def tally(self, last: Delta) -> Tally:
         """What was counted up to this delta."""
-        prompt_tokens = len(self.generation.prompt_ids)
-        return Tally(prompt_tokens, last.num_cached, last.num_generated, last.prompt_ms, last.predicted_ms)
+        return Tally(
+            prompt_tokens=len(self.generation.prompt_ids),
+            cached_tokens=last.num_cached,
+            generated_tokens=last.num_generated,
+            prompt_ms=last.prompt_ms,
+            predicted_ms=last.predicted_ms,
+            drafted_tokens=last.num_drafted,
+            accepted_tokens=last.num_accepted,
+        )
 
     def usage(self, last: Delta) -> Event:
         return self.tally(last).usage()

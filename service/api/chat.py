@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fastapi import APIRouter, Request, Response
 
@@ -14,6 +14,7 @@ from service.api.openai_answer import OpenAIAnswer
 from service.api.openapi import Docs, generation_docs
 from service.api.schemas import ChatBody, ChatMessage
 from service.api.shapes.openai import ChatChunk, ChatCompletion
+from service.api.tally import Tally
 from service.api.tools import CallWriter, read_calls, read_tools
 from service.engine.prompt import ChatPrompt, Message
 from service.engine.request import Delta
@@ -94,6 +95,9 @@ class ChatAnswer(OpenAIAnswer):
     def _finish_reason(self, last: Delta) -> str:
         reason = finish_reason(last)
         return "tool_calls" if reason == "stop" and self.calls and self.calls.has_calls else reason
+
+    def tally(self, last: Delta) -> Tally:
+        return replace(OpenAIAnswer.tally(self, last), has_prediction=self.wishes.prediction is not None)
 
     @property
     def wishes(self) -> ChatBody:

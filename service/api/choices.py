@@ -1,9 +1,11 @@
-"""From a checked body to how many choices it wants and what is to be told of their tokens. Knows no routes."""
+"""From a checked body to how many choices it wants, what they are expected to say, and what is to be told of their
+tokens. Knows no routes."""
 
 from __future__ import annotations
 
 from service.api.errors import invalid_parameter, not_supported
 from service.api.schemas import ChatBody, CompletionBody, Generation, NativeBody, Several
+from service.config import Settings
 from service.engine.request import Report
 
 MAX_GENERATIONS = 128
@@ -35,3 +37,14 @@ def read_report(body: Generation) -> Report:
         case NativeBody():
             return Report(body.n_probs or None)
     return Report()
+
+
+def read_prediction(body: Generation, settings: Settings) -> str:
+    """What the output will mostly say; "" where nothing is known. Raises ApiError."""
+    if not isinstance(body, ChatBody) or body.prediction is None:
+        return ""
+    if not settings.draft_max:
+        raise not_supported(
+            "prediction", "'prediction' is not supported by this server: it was started with draft_max 0"
+        )
+    return body.prediction.text

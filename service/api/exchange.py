@@ -18,7 +18,7 @@ from starlette.types import Receive
 
 from service.api.answer import Answer, failure_of, new_id
 from service.api.body import parse_object, read_bytes
-from service.api.choices import read_choices, read_report
+from service.api.choices import read_choices, read_prediction, read_report
 from service.api.parameters import read_limits, read_sampling
 from service.api.record import Record
 from service.api.reply import Reply
@@ -99,7 +99,10 @@ class Family(Generic[Body]):
         params = read_sampling(body, limits, engine.info, service.settings)
         prompts, report = self.prompts(body), read_report(body)
         n = read_choices(body, len(prompts))
-        choices = await engine.open_all(prompts, params, limits, new_id(self.id_prefix), n=n, report=report)
+        prediction = read_prediction(body, service.settings)
+        choices = await engine.open_all(
+            prompts, params, limits, new_id(self.id_prefix), n=n, report=report, prediction=prediction
+        )
         record.generation = choices.generations[0].request_id
         record.prompt_tokens = sum(len(generation.prompt_ids) for generation in choices.generations[::n])
         created = int(time.time())

@@ -214,6 +214,19 @@ class ChatMessage(BaseModel):
         return self
 
 
+class Prediction(BaseModel):
+    """OpenAI's Predicted Outputs."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    type: Literal["content"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChatBody(OpenAIBody, ToolFields):
     """POST /chat/completions."""
 
@@ -221,6 +234,10 @@ class ChatBody(OpenAIBody, ToolFields):
     messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     logprobs: bool | None = Field(None, description="tell the logprob of each token of the output")
     top_logprobs: TopLogprobs | None = Field(None, description="with logprobs: so many of the likeliest beside it")
+    prediction: Prediction | None = Field(
+        None,
+        description="what the answer will mostly say: it comes the faster the more of it is right, and is the same",
+    )
 
 
 def _or_false(schema: dict[str, Any]) -> None:

@@ -73,19 +73,21 @@ async def slots(request: Request) -> list[dict[str, Any]]:
     if wish not in ("0", "1"):
         raise invalid_parameter("fail_on_no_slot", f"invalid 'fail_on_no_slot': should be 0 or 1 (got {show(wish)})")
     info, running = engine.info, engine.progress()
+    guesses = service_of(request).settings.draft_max > 0
     if wish == "1" and len(running) >= info.max_running:
         raise QueueFull(info.max_running)
     idle = range(len(running), info.max_running)
-    return [_busy(i, progress) for i, progress in enumerate(running)] + [_idle(i, info.n_ctx) for i in idle]
+    busy = [_busy(i, progress, guesses) for i, progress in enumerate(running)]
+    return busy + [_idle(i, info.n_ctx, guesses) for i in idle]
 
 
-def _idle(slot: int, n_ctx: int) -> dict[str, Any]:
-    return {"id": slot, "n_ctx": n_ctx, "speculative": False, "is_processing": False}
+def _idle(slot: int, n_ctx: int, guesses: bool) -> dict[str, Any]:
+    return {"id": slot, "n_ctx": n_ctx, "speculative": guesses, "is_processing": False}
 
 
-def _busy(slot: int, progress: Progress) -> dict[str, Any]:
+def _busy(slot: int, progress: Progress, guesses: bool) -> dict[str, Any]:
     return {
-        **_idle(slot, progress.n_ctx),
+        **_idle(slot, progress.n_ctx, guesses),
         "is_processing": True,
         "generation": progress.id.partition("/")[0],
         "n_prompt_tokens": progress.num_prompt,

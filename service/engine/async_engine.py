@@ -23,7 +23,7 @@ from service.engine.errors import Draining, EngineError, GrammarsBusy, InvalidPa
 from service.engine.generation import Generation
 from service.engine.grammar import Grammar, Matcher
 from service.engine.progress import Progress
-from service.engine.prompt import Prompt, PromptEncoder, encode_prompt, refuse_unknown_ids
+from service.engine.prompt import Prompt, PromptEncoder, encode_prediction, encode_prompt, refuse_unknown_ids
 from service.engine.request import NOTHING, Delta, FinishReason, Limits, Report, Request, SamplingParams
 from service.engine.stopwatch import Observer, Stopwatch
 from service.engine.text_tools import TextTools
@@ -159,10 +159,12 @@ class AsyncEngine:
         *,
         n: int = 1,
         report: Report = NOTHING,
+        prediction: str = "",
     ) -> Choices:
         """Admit n choices of each prompt, all or none; each is a generation with a permit of its own.
 
-        Choice c of a prompt says what it says alone, whatever n and the other prompts. Raises as `open`.
+        Choice c of a prompt says what it says alone, whatever n, the other prompts, and what the client expects it to
+        say (`prediction`, as text). Raises as `open`.
         """
         self._bind_loop()
         self.raise_if_unavailable()
@@ -170,7 +172,7 @@ class AsyncEngine:
         num_permits = len(prompts) * n
         self._take_permits(num_permits)
         try:
-            requests = await self._admit(prompts, params, limits, request_id, n, report)
+            requests = await self._admit(prompts, params, limits, request_id, n, report, prediction)
         except BaseException:
             self._num_permits -= num_permits
             raise
@@ -207,11 +209,17 @@ class AsyncEngine:
         request_id: str,
         n: int,
         report: Report,
+        prediction: str,
     ) -> list[Request]:
         loaded = self._thread.require()
         refuse_unknown_ids([token_id for token_id, _ in params.logit_bias], loaded.info.vocab_size, "logit_bias")
         loop = asyncio.get_running_loop()
         grammar_ends_s = loop.time() + self.options.grammar_deadline_s
+        predicted_ids: tuple[int, ...] = ()
+        if prediction:
+            predicted_ids = await loop.run_in_executor(
+                self._admission, encode_prediction, prediction, limits, loaded.tokenizer
+            )
         requests = []
         for prompt in prompts:  # one after the other, so that a batch does not keep both threads from everybody else
             prompt_ids = await loop.run_in_executor(self._admission, encode_prompt, prompt, limits, loaded.tokenizer)
@@ -221,7 +229,15 @@ class AsyncEngine:
                 matcher = await self._start_grammar(params.grammar, loaded, grammar_ends_s)
                 breakers = _breakers(params, loaded.tokenizer)
                 request = Request(
-                    id, prompt_ids, params, limits, choice_index, breakers=breakers, matcher=matcher, report=report
+                    id,
+                    prompt_ids,
+                    params,
+                    limits,
+                    choice_index,
+                    breakers=breakers,
+                    matcher=matcher,
+                    report=report,
+                    prediction=predicted_ids,
                 )
                 requests.append(request)
             loaded.engine.check_fits(requests[-1])

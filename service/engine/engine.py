@@ -46,6 +46,8 @@ class _Counters:
     steps: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     failed_requests: int = 0
     rerun_steps: int = 0
     idle_leaks: int = 0
@@ -126,19 +128,21 @@ class Engine:
     def _apply(self, plan: StepPlan, results: Sequence[RowResult | None]) -> list[tuple[str, Delta]]:
         deltas = []
         for row, result in zip(plan.rows, results, strict=True):
-            delta = self._apply_row(row, result, plan.rounds)
+            delta = self._apply_row(row, result, plan.num_known(row))
             if delta is not None:
                 deltas.append((row.request.id, delta))
         return deltas
 
-    def _apply_row(self, row: ScheduledRow, result: RowResult | None, rounds: int) -> Delta | None:
+    def _apply_row(self, row: ScheduledRow, result: RowResult | None, num_known: int) -> Delta | None:
         live = self._live[row.request.id]
         if result is not None and result.error:
             return self._fail(live, result.error, GrammarFailed if result.is_grammar else GenerationFailed)
-        self._counters.prompt_tokens += 0 if row.request.is_decoding else row.count
-        self.scheduler.commit(row.request, row.count - (rounds - 1))
+        self._counters.prompt_tokens += 0 if row.request.is_decoding else num_known
+        self.scheduler.commit(row.request, num_known)
         if result is not None:
-            live.note(result)
+            live.note(row, result)
+            self._counters.drafted_tokens += len(row.drafts)
+            self._counters.accepted_tokens += len(result.later_ids) if row.drafts else 0
             if row.sample:
                 return self._extend(live, result)
         if row.request.gap == 0:  # max_tokens 0: the prompt is evaluated, and that was all
@@ -146,7 +150,7 @@ class Engine:
         return None
 
     def _extend(self, live: Live, result: RowResult) -> Delta:
-        """The request has one more token, or one a round: their text, and whether it ends with one of them."""
+        """The request has one more token or several: their text, and whether it ends with one of them."""
         request = live.request
         if live.first_token_s is None:
             live.first_token_s = self.clock()
@@ -236,6 +240,8 @@ class Engine:
             num_cached=live.num_cached,
             prompt_ms=(first_token_s - started_s) * 1e3,
             predicted_ms=(now_s - first_token_s) * 1e3,
+            num_drafted=live.num_drafted,
+            num_accepted=live.num_accepted,
         )
 
     def _probe(self) -> None:
@@ -283,6 +289,8 @@ class Engine:
             "preemptions": self.scheduler.num_preemptions,
             "prompt_tokens": counters.prompt_tokens,
             "generated_tokens": counters.generated_tokens,
+            "drafted_tokens": counters.drafted_tokens,
+            "accepted_tokens": counters.accepted_tokens,
             "failed_requests": counters.failed_requests,
             "rerun_steps": counters.rerun_steps,
             "idle_leaks": counters.idle_leaks,

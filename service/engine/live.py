@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.engine.detokenizer import Detokenizer
-from service.engine.plan import RowResult
+from service.engine.plan import RowResult, ScheduledRow
 from service.engine.request import Logprobs, Request
 
 
@@ -18,11 +18,16 @@ class Live:
     started_s: float | None = None
     first_token_s: float | None = None
     num_cached: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
     logprobs: tuple[Logprobs, ...] = ()
     prompt_logprobs: tuple[Logprobs, ...] = ()
 
-    def note(self, result: RowResult) -> None:
-        """Keep what the result tells for the next delta."""
+    def note(self, row: ScheduledRow, result: RowResult) -> None:
+        """Keep what the result of its row tells for the next delta."""
+        if row.drafts:
+            self.num_drafted += len(row.drafts)
+            self.num_accepted += len(result.later_ids)
         self.prompt_logprobs += result.prompt_logprobs
         self.request.num_scored += len(result.prompt_logprobs)
         if result.logprobs is not None:

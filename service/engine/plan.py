@@ -20,13 +20,16 @@ class ScheduledRow:
     """Tokens [start, start + count) of `request` are computed this step; its blocks for them are in place.
 
     sample: the row reaches the newest token, so the next one is to be chosen from its last logits. In a plan of several
-    rounds the row begins with the newest token, and those after it are the ones chosen on the way.
+    rounds the row begins with the newest token, and those after it are the ones chosen on the way. drafts: the last so
+    many of its tokens are guesses of what comes after the newest one. Wherever those before it are right, the next
+    token is chosen.
     """
 
     request: Request
     start: int
     count: int
     sample: bool
+    drafts: tuple[int, ...] = ()
 
     @property
     def scored(self) -> range:
@@ -47,7 +50,7 @@ class StepPlan:
     """One step: at most one row a request, oldest request first; `num_threads` CPU threads.
 
     rounds: with more than one, every row decodes so many tokens, one after the other: as many as a request is sure to
-    want and to draw alike (`draws.num_ahead`).
+    want and to draw alike (`draws.num_ahead`). Then no row has drafts.
     """
 
     rows: tuple[ScheduledRow, ...]
@@ -58,6 +61,14 @@ class StepPlan:
     def num_tokens(self) -> int:
         return sum(row.count for row in self.rows)
 
+    @property
+    def has_drafts(self) -> bool:
+        return any(row.drafts for row in self.rows)
+
+    def num_known(self, row: ScheduledRow) -> int:
+        """Tokens of the row that its request has when the step begins."""
+        return row.count - len(row.drafts) - (self.rounds - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
@@ -66,7 +77,8 @@ class RowResult:
     For a row without `sample` it means nothing either. Where the request's Report asks for them, logprobs tell of the
     token chosen, and prompt_logprobs of the tokens after those `scored`. mu: the request's Mirostat state once it has
     this token; None where it uses none. is_grammar: what failed is the request's own grammar. later_ids: the tokens of
-    the rounds after the first; fewer than rounds where a row failed on the way (its own next step says why).
+    the rounds after the first, or those after the drafts that were right; fewer where a row failed on the way (its own
+    next step says why).
     """
 
     token_id: int

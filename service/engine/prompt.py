@@ -105,6 +105,18 @@ def encode_prompt(prompt: Prompt, limits: Limits, encoder: PromptEncoder) -> tup
     return token_ids
 
 
+def encode_prediction(text: str, limits: Limits, encoder: PromptEncoder) -> tuple[int, ...]:
+    """The token ids of what an output is expected to say. Raises InvalidParameter if it is longer than n_ctx."""
+    num_tokens = -(-len(text) // encoder.max_token_chars)  # at least
+    if num_tokens <= limits.n_ctx:
+        token_ids = tuple(encoder.encode_text(text, begins=False))
+        if len(token_ids) <= limits.n_ctx:
+            return token_ids
+        num_tokens = len(token_ids)
+    message = f"'prediction' has at least {num_tokens} tokens, and this request's n_ctx is {limits.n_ctx}"
+    raise InvalidParameter(message, "prediction")
+
+
 def _refuse_too_many_chars(prompt: Prompt, limits: Limits, encoder: PromptEncoder) -> None:
     if isinstance(prompt, MixedPrompt) and len(prompt.parts) > limits.n_ctx:
         message = f"the prompt has {len(prompt.parts)} parts, and this request's n_ctx is {limits.n_ctx}"

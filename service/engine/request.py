@@ -9,6 +9,8 @@ Knows nothing of text, time, threads or how blocks are managed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, TypeAlias
@@ -16,6 +18,7 @@ from typing import Literal, TypeAlias
 from service.engine.breakers import Breakers
 from service.engine.errors import EngineError
 from service.engine.grammar import Grammar, Matcher
+from service.engine.lookup import PromptLookup
 
 UNLIMITED = -1
 SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
@@ -135,7 +138,8 @@ class Delta:
     token that ended it, which has no text either. num_generated, num_cached (prompt tokens taken from the prefix
     cache), prompt_ms and predicted_ms are totals up to this delta. stop_kind and stopping_word are set with finish STOP
     or LENGTH, error with finish ERROR. Where the request's Report asks for them, logprobs stand beside token_ids, and
-    prompt_logprobs, all in one delta, beside the prompt's tokens from its second on.
+    prompt_logprobs, all in one delta, beside the prompt's tokens from its second on. num_drafted, num_accepted: guessed
+    tokens that were checked up to here, and those that were right.
     """
 
     text: str = ""
@@ -150,6 +154,8 @@ class Delta:
     predicted_ms: float = 0.0
     logprobs: tuple[Logprobs, ...] = ()
     prompt_logprobs: tuple[Logprobs, ...] = ()
+    num_drafted: int = 0
+    num_accepted: int = 0
 
     def then(self, later: Delta) -> Delta:
         """This delta and the one after it, as one."""
@@ -166,6 +172,8 @@ class Delta:
             predicted_ms=max(self.predicted_ms, later.predicted_ms),
             logprobs=self.logprobs + later.logprobs,
             prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
+            num_drafted=max(self.num_drafted, later.num_drafted),
+            num_accepted=max(self.num_accepted, later.num_accepted),
         )
 
 
@@ -178,7 +186,7 @@ class Request:
     salt: requests of different salts share no cached blocks. mu: Mirostat's surprise limit, in bits. breakers: finds
     the sequence breakers of DRY in its tokens; without it there are none. num_scored: leading tokens of which it has
     been told how likely the prompt's next one was. matcher: how far the output is in its grammar; None where it has
-    none.
+    none. lookup: what guesses its next tokens; prediction, what its client expects them to be, is in there.
 
     While it lives, 0 <= num_cached <= num_computed < total <= limit; each method below keeps that, or asserts.
     The one exception is the instant at which a prompt with max_tokens = 0 is evaluated: computed == total == limit.
@@ -193,6 +201,7 @@ class Request:
         "is_plain",
         "limit",
         "limits",
+        "lookup",
         "matcher",
         "mu",
         "num_cached",
@@ -216,6 +225,7 @@ class Request:
         breakers: Breakers | None = None,
         matcher: Matcher | None = None,
         report: Report = NOTHING,
+        prediction: Sequence[int] = (),
     ) -> None:
         self.id = id
         self.prompt_ids = prompt_ids
@@ -228,6 +238,7 @@ class Request:
         self.is_plain = params.is_plain
         self.mu = 2 * params.mirostat_tau
         self.report = report
+        self.lookup = PromptLookup(prediction)
         self.limit = self._most_tokens()
         self.token_ids: list[int] = list(prompt_ids)
         self.num_computed = 0
@@ -295,6 +306,12 @@ class Request:
         self.token_ids.append(token_id)
         if mu is not None:
             self.mu = mu
+
+    def supposing(self, token_ids: Sequence[int]) -> Request:
+        """A stand-in that has these tokens, too, to choose the one after them for. It is never scheduled."""
+        other = copy(self)
+        other.token_ids = [*self.token_ids, *token_ids]
+        return other
 
     def rewind(self) -> list[int]:
         """Give up everything computed, keep every token; the blocks that were held are returned, to be released."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -113,10 +114,12 @@ class ModelRunner:
             if plan.rounds > 1:
                 return Completed(tuple(self._repeat(plan)))
             hidden = self.model.forward(make_batch(plan.rows, self._block_tokens), self._cache)
+            if plan.has_drafts:
+                return Completed(tuple(self._check_drafts(plan.rows, hidden)))
             if any(len(row.scored) for row in plan.rows):
                 results = self._results_with_scores(plan.rows, hidden)
             else:
-                results = self._sample([row for row in plan.rows if row.sample], hidden)
+                results = self._sample([row.request for row in plan.rows if row.sample], hidden)
         return Completed(tuple(results))
 
     def _decode(self, decode: DecodeFunction, plan: StepPlan) -> Iterator[RowResult]:
@@ -147,13 +150,26 @@ class ModelRunner:
         for first, *later in zip(*rounds, strict=True):
             yield replace(first, later_ids=tuple(result.token_id for result in later if not result.error))
 
-    def _sample(self, rows: Sequence[ScheduledRow], hidden: Tensor) -> list[RowResult]:
-        """The next token of each row, f32 [rows, H], with its logprobs where they are asked for."""
-        results = sample(self.model, hidden, [row.request for row in rows])
+    def _check_drafts(self, rows: Sequence[ScheduledRow], hidden: Tensor) -> Iterator[RowResult]:
+        """The token after the newest of each row, and those after its drafts as long as these are what was chosen."""
+        supposed = [row.request.supposing(row.drafts[:i]) for row in rows for i in range(len(row.drafts) + 1)]
+        results = iter(self._sample(supposed, hidden))
+        for row in rows:
+            first, *later = islice(results, len(row.drafts) + 1)
+            token_ids = [first.token_id]
+            for draft, result in zip(row.drafts, later, strict=True):
+                if token_ids[-1] != draft or result.error:
+                    break
+                token_ids.append(result.token_id)
+            yield replace(first, later_ids=tuple(token_ids[1:]))
+
+    def _sample(self, requests: Sequence[Request], hidden: Tensor) -> list[RowResult]:
+        """The next token of each request, f32 [requests, H], with its logprobs where they are asked for."""
+        results = sample(self.model, hidden, requests)
         told = [
-            Asked(i, result.token_id, row.request.report.logprobs)
-            for i, (row, result) in enumerate(zip(rows, results, strict=True))
-            if row.request.report.logprobs is not None and not result.error
+            Asked(i, result.token_id, request.report.logprobs)
+            for i, (request, result) in enumerate(zip(requests, results, strict=True))
+            if request.report.logprobs is not None and not result.error
         ]
         for asked, logprobs in zip(told, self._score(told, hidden), strict=True):
             result = results[asked.index]
@@ -165,8 +181,8 @@ class ModelRunner:
     def _results_with_scores(self, rows: Sequence[ScheduledRow], hidden: Tensor) -> list[RowResult]:
         """The same where the logits of other tokens than each row's last are wanted, too: all are in `hidden`."""
         ends = np.cumsum([len(row.scored) + row.sample for row in rows]).tolist()
-        sampled = [(row, end - 1) for row, end in zip(rows, ends, strict=True) if row.sample]
-        drawn = iter(self._sample([row for row, _ in sampled], hidden[[place for _, place in sampled]]))
+        sampled = [(row.request, end - 1) for row, end in zip(rows, ends, strict=True) if row.sample]
+        drawn = iter(self._sample([request for request, _ in sampled], hidden[[place for _, place in sampled]]))
         results = []
         for row, end in zip(rows, ends, strict=True):
             if row.has_result:
@@ -209,7 +225,7 @@ def make_batch(rows: Sequence[ScheduledRow], block_tokens: int) -> ForwardBatch:
     num_blocks = ((lengths - 1) // block_tokens + 1).tolist()
     tables = pad([row.request.block_ids[:count] for row, count in zip(rows, num_blocks, strict=True)], filler=0)
     slots = tables[row_of_token, positions // block_tokens] * block_tokens + positions % block_tokens
-    token_ids = flatten([row.request.token_ids[row.start : row.start + row.count] for row in rows])
+    token_ids = flatten([[*row.request.token_ids[row.start : row.start + row.count], *row.drafts] for row in rows])
     return ForwardBatch(
         token_ids=torch.from_numpy(token_ids),
         positions=torch.from_numpy(positions),
@@ -261,12 +277,16 @@ def _looking_ahead(requests: Sequence[Request]) -> Iterator[None]:
 
 
 def _logit_rows(rows: Sequence[ScheduledRow], starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which tokens of the batch have their logits wanted: of each row those scored, then the last if it is sampled."""
+    """Which tokens of the batch have their logits wanted: of each row those scored, then the last if it is sampled, and
+    the one before each of its drafts."""
     is_sampled = np.array([row.sample for row in rows], dtype=np.bool_)
     last = starts[1:][is_sampled] - 1
-    scored = [
+    others = [
         np.arange(row.scored.start, row.scored.stop) - row.start + start
         for row, start in zip(rows, starts[:-1], strict=True)
         if len(row.scored)
     ]
-    return np.sort(np.concatenate([*scored, last])) if scored else last
+    others += [
+        np.arange(end - 1 - len(row.drafts), end - 1) for row, end in zip(rows, starts[1:], strict=True) if row.drafts
+    ]
+    return np.sort(np.concatenate([*others, last])) if others else last

@@ -13,6 +13,7 @@
   its tokens and waits at the head of the queue. The oldest can always go on, so there is no livelock.
 - When all do nothing but decode, and in a way that can be repeated without the engine, a step is several rounds: as
   many as end within AHEAD_MS at the rate measured lately. Of a fast model, the way around it takes longer than it does.
+- Or it also computes guesses of their next tokens, where that says more tokens a millisecond (`speculation.py`).
 - A block that a neighbour has finished meanwhile is adopted, not recomputed: also by requests already running. Whoever
   lacks a block that an older request computes next waits for it: of eight choices, one computes the prompt.
 
@@ -30,6 +31,7 @@ from service.engine.draws import num_ahead
 from service.engine.errors import InvalidParameter
 from service.engine.plan import ScheduledRow, StepPlan
 from service.engine.request import Request
+from service.engine.speculation import GuessCost, draft_lengths
 
 AHEAD_MS = 8.0
 """Longest step of several rounds: how much later than without a newcomer starts, or a stream goes on."""
@@ -40,7 +42,7 @@ MAX_ROUNDS = 8
 class SchedulerLimits:
     """The operator's ceilings. n_batch: prompt tokens in a step. step_ms: None for no limit in time.
 
-    max_rounds: rounds in a step of nothing but decoding.
+    max_rounds: rounds in a step of nothing but decoding. draft_max: guesses of a request's next tokens in one.
     """
 
     max_running: int
@@ -48,6 +50,7 @@ class SchedulerLimits:
     n_threads: int
     step_ms: float | None = None
     max_rounds: int = 1
+    draft_max: int = 0
 
 
 class PrefillRate:
@@ -80,6 +83,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._rate = PrefillRate()
         self._round_ms = 0.0  # of the last step of nothing but decoding; 0 as long as there was none
+        self._guess_cost = GuessCost()  # in such steps
 
     def check_fits(self, request: Request) -> None:
         """Raises InvalidParameter if the request could outgrow the whole pool. Safe from any thread."""
@@ -101,9 +105,10 @@ class Scheduler:
         """The next step; without rows when there is nothing to do. Blocks for its rows are in place, and stay so until
         the next call to a method of this scheduler."""
         self._admit()
-        rounds = self._num_rounds()
-        if rounds > 1:
-            return self._plan_rounds(rounds)
+        drafts = self._drafts()
+        rounds = 1 if drafts else self._num_rounds()
+        if drafts or rounds > 1:
+            return self._plan_decoding(rounds, drafts)
         for request in self.running:
             self._adopt(request)
         counts = self._share_out()
@@ -124,10 +129,14 @@ class Scheduler:
 
     def observe(self, plan: StepPlan, elapsed_ms: float) -> None:
         """A planned step took this long."""
-        if any(row.count > plan.rounds for row in plan.rows):
+        if any(plan.num_known(row) > 1 for row in plan.rows):
             self._rate.observe(plan.num_tokens, elapsed_ms)
-        else:
-            self._round_ms = max(elapsed_ms, 1e-3) / plan.rounds
+            return
+        round_ms = max(elapsed_ms, 1e-3) / plan.rounds
+        num_drafts = sum(len(row.drafts) for row in plan.rows)
+        self._guess_cost.observe(len(plan.rows), num_drafts, round_ms)
+        if not num_drafts:
+            self._round_ms = round_ms
 
     def _admit(self) -> None:
         """Let waiting requests run, in order, while there are rows and blocks for them."""
@@ -190,15 +199,37 @@ class Scheduler:
             rounds = min(rounds, num_ahead(request))
             if rounds <= 1:
                 return 1
-        num_blocks = sum(
-            self.pool.num_blocks_for(request.num_computed + rounds) - len(request.block_ids) for request in self.running
-        )
-        return rounds if num_blocks <= self.pool.num_free else 1
+        return rounds if self._have_room([rounds] * len(self.running)) else 1
 
-    def _plan_rounds(self, rounds: int) -> StepPlan:
-        rows = [ScheduledRow(request, request.num_computed, rounds, sample=True) for request in self.running]
-        for row in rows:
-            self._grow(row.request, row.start + rounds)
+    def _drafts(self) -> list[tuple[int, ...]]:
+        """Guesses to compute in the next step, of each running request; none at all unless everybody decodes."""
+        if not self.limits.draft_max or not all(request.is_decoding for request in self.running):
+            return []
+        if not self._guess_cost.can_pay(len(self.running)):
+            return []
+        most = [min(self.limits.draft_max, num_ahead(request) - 1) for request in self.running]
+        hit_rates = []
+        for request in self.running:
+            request.lookup.follow(request.token_ids, len(request.prompt_ids))
+            hit_rates.append(request.lookup.hit_rate if request.lookup.has_guess else None)
+        lengths = draft_lengths(hit_rates, most, self._guess_cost)
+        if not any(lengths):
+            return []
+        drafts = [request.lookup.guess(length) for request, length in zip(self.running, lengths, strict=True)]
+        return drafts if self._have_room([1 + len(guess) for guess in drafts]) else []
+
+    def _have_room(self, counts: list[int]) -> bool:
+        """There are free blocks for so many more tokens of each running request."""
+        ends = [request.num_computed + count for request, count in zip(self.running, counts, strict=True)]
+        held = sum(len(request.block_ids) for request in self.running)
+        return sum(map(self.pool.num_blocks_for, ends)) - held <= self.pool.num_free
+
+    def _plan_decoding(self, rounds: int, drafts: list[tuple[int, ...]]) -> StepPlan:
+        """A step of nothing but decoding, of several rounds or with guesses, for which there is room."""
+        rows = []
+        for request, guess in zip(self.running, drafts or [()] * len(self.running), strict=True):
+            rows.append(ScheduledRow(request, request.num_computed, rounds + len(guess), sample=True, drafts=guess))
+            self._grow(request, request.num_computed + rows[-1].count)
         return StepPlan(tuple(rows), self._num_threads(rows), rounds)
 
     def _share_out(self) -> dict[str, int]:

@@ -19,6 +19,8 @@ STATS = {
     "preemptions": 4,
     "prompt_tokens": 100,
     "generated_tokens": 30,
+    "drafted_tokens": 8,
+    "accepted_tokens": 5,
     "failed_requests": 1,
 }
 Samples = dict[tuple[str, tuple[str, ...]], float]

@@ -26,11 +26,17 @@ class CachedTokens(Shape):
     cached_tokens: int = Field(description="of the prompt, taken from the prefix cache")
 
 
+class PredictedTokens(Shape):
+    accepted_prediction_tokens: int = Field(description="guesses of the output's next tokens that were right")
+    rejected_prediction_tokens: int = Field(description="and those that were not; neither changes the output")
+
+
 class Usage(Shape):
     prompt_tokens: int = Field(description="of the prompt as the model read it, cached ones included")
     completion_tokens: int = Field(description="generated, with the one that ended the output")
     total_tokens: int
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: PredictedTokens = sometimes("with prediction")
 
 
 class Timings(Shape):
@@ -43,6 +49,8 @@ class Timings(Shape):
     predicted_ms: float
     predicted_per_token_ms: float
     predicted_per_second: float
+    draft_n: int = sometimes("where next tokens were guessed: so many, from what the request says already")
+    draft_n_accepted: int = sometimes("where next tokens were guessed: so many were right; they change no output")
 
 
 class TokenBias(Shape):

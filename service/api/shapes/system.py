@@ -67,7 +67,7 @@ class NextToken(Shape):
 class Slot(Shape):
     id: int
     n_ctx: int
-    speculative: Literal[False]
+    speculative: bool = Field(description="next tokens are guessed, and checked several at a time")
     is_processing: bool
     generation: str = sometimes("while it is processing: the id of the answer")
     n_prompt_tokens: int = sometimes("while it is processing")

@@ -24,7 +24,7 @@ def test_props_tell_the_defaults_of_a_silent_request(client: Client) -> None:
 
 def test_idle_slots_are_all_free(client: Client) -> None:
     assert client.get("/slots", params={"fail_on_no_slot": "1"}).json() == [
-        {"id": i, "n_ctx": 128, "speculative": False, "is_processing": False} for i in range(4)
+        {"id": i, "n_ctx": 128, "speculative": True, "is_processing": False} for i in range(4)
     ]
 
 

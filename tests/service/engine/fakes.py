@@ -146,9 +146,9 @@ class FakeRunner:
             self.plans.append(plan)
         self.before_step(plan)
         for row in plan.rows:
-            for position in range(row.start, row.start + row.count - (plan.rounds - 1)):
+            for position in range(row.start, row.start + plan.num_known(row)):
                 self.slots[self._slot(row.request, position)] = row.request.token_ids[position]
-        if plan.rounds > 1:
+        if plan.rounds > 1 or plan.has_drafts:
             return FakePending([self._go_ahead(row) for row in plan.rows])
         return FakePending([self._answer(row) for row in plan.rows if row.has_result])
 
@@ -158,11 +158,19 @@ class FakeRunner:
             self.slots[start : start + self.block_tokens] = [None] * self.block_tokens
 
     def _go_ahead(self, row: ScheduledRow) -> RowResult:
-        """Several rounds of one row, on a stand-in for its request, which the engine has not told of them yet."""
+        """Several rounds of one row, on a stand-in for its request, which the engine has not told of them yet.
+
+        With drafts, as many as are right, and their slots hold them, right or not.
+        """
         request = copy.copy(row.request)
         request.token_ids = list(request.token_ids)
         results: list[RowResult] = []
-        for position in range(row.start, row.start + row.count):
+        for place, draft in enumerate(row.drafts):
+            self.slots[self._slot(request, row.start + 1 + place)] = draft
+        for place in range(row.count):
+            position = row.start + place
+            if row.drafts and place and row.drafts[place - 1] != request.token_ids[-1]:
+                break
             self.slots[self._slot(request, position)] = request.token_ids[position]
             result = self._answer(ScheduledRow(request, position, 1, sample=True))
             if result.error:
@@ -217,13 +225,14 @@ def make_engine(
     n_threads: int = 2,
     step_ms: float | None = None,
     max_rounds: int = 1,
+    draft_max: int = 0,
     choose: Chooser = hashed,
     clock: Callable[[], float] = time.perf_counter,
     **runner: Callable[..., object],
 ) -> Engine:
     """An Engine over a FakeRunner; `runner` are its hooks. Call it from a factory or own it in the test's thread."""
     fake = FakeRunner(num_blocks, block_tokens, choose, **runner)  # type: ignore[arg-type]
-    limits = SchedulerLimits(max_running, n_batch, n_threads, step_ms, max_rounds)
+    limits = SchedulerLimits(max_running, n_batch, n_threads, step_ms, max_rounds, draft_max)
     return Engine(fake, FakeTokenizer(), BlockPool(num_blocks, block_tokens), limits, clock)
 
 

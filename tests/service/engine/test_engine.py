@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -285,6 +285,88 @@ def test_a_token_without_text_in_the_middle_of_the_rounds_loses_none_before_it()
     assert (delta.finish, delta.text) == (FinishReason.ERROR, "xxx")
 
 
+ABC = tuple(b"abcabcabcabc")
+
+
+def abc(prefix: Sequence[int], request: Request) -> int:
+    """The alphabet's first three letters, again and again."""
+    return ABC[(len(prefix) - len(request.prompt_ids)) % 3]
+
+
+def guessing(**engine: object) -> Engine:
+    """An engine that guesses up to six tokens as soon as it can, since no step takes any time."""
+    return make_engine(clock=lambda: 0.0, draft_max=6, **engine)  # type: ignore[arg-type]
+
+
+def test_guesses_that_are_right_come_in_one_delta_and_are_counted() -> None:
+    engine = guessing(choose=abc)
+    engine.add(ask("a", max_tokens=40))
+    deltas = []
+    while engine.has_work:
+        deltas += [delta for _, delta in engine.step()]
+        engine.check_integrity()
+    sizes = [len(delta.token_ids) for delta in deltas]
+    assert max(sizes) == 7
+    assert sum(sizes) == 40
+    stats = engine.stats()
+    assert stats["drafted_tokens"] == stats["accepted_tokens"] == 40 - stats["steps"]
+    assert (deltas[-1].num_drafted, deltas[-1].num_accepted) == (stats["drafted_tokens"], stats["accepted_tokens"])
+    assert "".join(delta.text for delta in deltas) == alone(ask("a", max_tokens=40), choose=abc).text
+
+
+def test_guesses_that_are_wrong_cost_no_token() -> None:
+    prediction = tuple(b"abcabcabXabcabcYabc" * 2)
+    request = Request("a", (BOS,), SamplingParams(seed=1), Limits(64, 64, max_tokens=40), prediction=prediction)
+    engine = guessing(choose=abc)
+    engine.add(request)
+    delta = finish(engine)["a"]
+    assert delta.token_ids == (ABC * 4)[:40]
+    assert 0 < delta.num_accepted < delta.num_drafted
+
+
+@pytest.mark.parametrize("num_told", range(12, 24))
+def test_what_ends_a_request_ends_it_in_the_middle_of_its_guesses_too(num_told: int) -> None:
+    def ending(prefix: Sequence[int], request: Request) -> int:
+        return EOS if len(prefix) == len(request.prompt_ids) + num_told else abc(prefix, request)
+
+    requests = [ask("a", max_tokens=40), ask("b", "other", max_tokens=40)]
+    engine = guessing(choose=ending)
+    for request in requests:
+        engine.add(request)
+    for delta in finish(engine).values():
+        assert delta.token_ids == (*(ABC * 4)[:num_told], EOS)
+        assert (delta.finish, delta.stop_kind, delta.num_generated) == (FinishReason.STOP, "eos", num_told + 1)
+    assert engine.stats()["drafted_tokens"] > 0
+    assert engine.pool.num_used == 0
+
+
+def test_a_row_that_goes_bad_in_the_middle_of_its_guesses_has_told_what_came_before() -> None:
+    engine = guessing(
+        choose=abc, row_error=lambda row: "logits are not finite" if row.request.num_generated == 20 else None
+    )
+    engine.add(ask("bad", max_tokens=40))
+    delta = finish(engine)["bad"]
+    assert (delta.finish, delta.text) == (FinishReason.ERROR, "abcabcabcabcabcabcab")
+    assert engine.stats()["drafted_tokens"] > 0
+
+
+def test_blocks_that_held_wrong_guesses_are_shared_with_what_is_computed_in_them_later() -> None:
+    request = Request(
+        "a",
+        (BOS,),
+        SamplingParams(seed=1),
+        Limits(64, 64, max_tokens=30),
+        prediction=tuple(b"abcabcabcabcabcabXabcabcabc"),
+    )
+    engine = guessing(choose=abc)
+    engine.add(request)
+    first = finish(engine)["a"]
+    assert first.num_accepted < first.num_drafted
+    again = ask("b", (BOS, *first.token_ids[:-1]), max_tokens=3)
+    engine.add(again)
+    assert finish(engine)["b"].num_cached == 24  # the fake's cache would have found another token there
+
+
 def test_a_leak_is_noticed_when_idle(caplog: pytest.LogCaptureFixture) -> None:
     engine = make_engine()
     assert engine.check_idle()
@@ -317,6 +399,12 @@ def test_the_output_depends_on_no_chunking(n_batch: int) -> None:
 WORDS = ["alpha ", "beta ", "alpha beta gamma ", "delta " * 6, "x", ""]
 
 
+def stuttering(prefix: Sequence[int], request: Request) -> int:
+    """A function of the last token, so that it soon repeats itself, until the end that `hashed` comes to."""
+    end = hashed(prefix, request)
+    return end if end == EOS else ord("a") + (7 * prefix[-1] + request.params.seed) % 26
+
+
 def random_request(rng: random.Random, id: str, most: int) -> Request:
     text = "".join(rng.choices(WORDS, k=rng.choice([0, 1, 2, 6])))[: most - 4]
     prompt_ids = (BOS, *text.encode())
@@ -332,6 +420,7 @@ def random_request(rng: random.Random, id: str, most: int) -> Request:
 @pytest.mark.parametrize("is_tight", [True, False], ids=["tight", "roomy"])
 def test_under_random_traffic_every_request_gets_what_it_gets_alone(seed: int, is_tight: bool) -> None:
     rng = random.Random(f"{seed} {is_tight}")
+    choose = rng.choice([hashed, stuttering])
     num_blocks, block_tokens = rng.choice([(7, 8), (14, 4), (20, 4)] if is_tight else [(60, 4), (200, 8)])
     engine = make_engine(
         num_blocks=num_blocks,
@@ -340,6 +429,8 @@ def test_under_random_traffic_every_request_gets_what_it_gets_alone(seed: int, i
         n_batch=rng.choice([1, 7, 32]),
         step_ms=rng.choice([None, 5.0]),
         max_rounds=rng.choice([1, 3, 8]),
+        draft_max=rng.choice([0, 1, 6]),
+        choose=choose,
         clock=Clock(),
         before_step=raise_for_poison,
         row_error=error_for_bad,
@@ -373,11 +464,11 @@ def test_under_random_traffic_every_request_gets_what_it_gets_alone(seed: int, i
         elif POISON in request.prompt_ids:
             assert whole[id].finish is FinishReason.ERROR
         else:
-            check_against_solo(request, whole[id])
+            check_against_solo(request, whole[id], choose)
 
 
-def check_against_solo(request: Request, got: Delta) -> None:
-    expected = alone(request)
+def check_against_solo(request: Request, got: Delta, choose: Callable[..., int]) -> None:
+    expected = alone(request, choose)
     if got.finish is FinishReason.ERROR:
         assert BAD in request.prompt_ids
         assert expected.text.startswith(got.text)

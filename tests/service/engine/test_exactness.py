@@ -22,6 +22,7 @@ from bitnet_model.ops import CacheDtype, DecodeFunction, DrawFunction, Ops
 from service.engine.blocks import BLOCK_TOKENS, BlockPool
 from service.engine.draws import num_ahead
 from service.engine.engine import Engine
+from service.engine.lookup import PromptLookup
 from service.engine.plan import Pending, Runner, StepPlan
 from service.engine.request import Delta, FinishReason, Limits, Request, SamplingParams
 from service.engine.runner import ModelRunner
@@ -128,11 +129,17 @@ class Flaky:
 
 
 def engine_of(
-    setup: Setup, *, num_blocks: int = 80, poison: bool = False, n_threads: int = 2, max_rounds: int = 1
+    setup: Setup,
+    *,
+    num_blocks: int = 80,
+    poison: bool = False,
+    n_threads: int = 2,
+    max_rounds: int = 1,
+    draft_max: int = 0,
 ) -> Engine:
     model = Poisoned(setup.model) if poison else setup.model
     runner = ModelRunner(model, setup.ops, num_blocks=num_blocks, block_tokens=BLOCK_TOKENS, kv_dtype=setup.kv_dtype)
-    limits = SchedulerLimits(16, 512, n_threads, max_rounds=max_rounds)
+    limits = SchedulerLimits(16, 512, n_threads, max_rounds=max_rounds, draft_max=draft_max)
     return Engine(runner, NoText(), BlockPool(num_blocks), limits, clock=lambda: 0.0)
 
 
@@ -267,6 +274,37 @@ def test_rounds_in_company_give_each_what_it_says_alone_up_to_its_end(
         end = min(expected.index(token_id) for token_id in engine.decoder.eos_ids & set(expected)) + 1
         assert whole[request.id].token_ids == expected[:end]
         assert whole[request.id].stop_kind == "eos"
+
+
+@pytest.mark.parametrize(("draft_max", "every"), [(1, 9), (6, 9), (16, 5), (16, 99)])
+def test_guesses_right_and_wrong_change_nothing(
+    setup: Setup, alone: dict[str, tuple[int, ...]], draft_max: int, every: int
+) -> None:
+    engine = engine_of(setup, draft_max=draft_max)
+    requests = the_requests()
+    for request in requests:  # every ninth guess is wrong, or every fifth, or none
+        said = alone[request.id]
+        request.lookup = PromptLookup([480 if i % every == every - 1 else id for i, id in enumerate(said)])
+    whole = run_to_the_end(engine, requests)
+    assert {request_id: delta.token_ids for request_id, delta in whole.items()} == alone
+    drawable = {request.id for request in requests if num_ahead(request)}
+    for request_id, delta in whole.items():
+        assert (delta.num_accepted > 5) == (request_id in drawable)
+        assert (delta.num_accepted < delta.num_drafted) == (request_id in drawable and every < NUM_NEW)
+
+
+@pytest.mark.parametrize("num_blocks", [9, 80])
+def test_guesses_in_company_give_each_what_it_says_alone(
+    setup: Setup, alone: dict[str, tuple[int, ...]], num_blocks: int
+) -> None:
+    engine = engine_of(setup, num_blocks=num_blocks, draft_max=5, max_rounds=3)
+    requests = [request for request in the_requests() if num_ahead(request)]
+    for request in requests:
+        request.lookup = PromptLookup([480 if i % 9 == 8 else id for i, id in enumerate(alone[request.id])])
+    tokens = run(engine, [*others(2), *requests])
+    assert [tokens[request.id] for request in requests] == [alone[request.id] for request in requests]
+    assert engine.stats()["accepted_tokens"] > 0
+    assert (engine.stats()["preemptions"] > 0) == (num_blocks == 9)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])

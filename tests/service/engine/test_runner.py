@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -353,3 +354,75 @@ def test_a_round_that_raises_leaves_the_requests_as_they_were() -> None:
     with pytest.raises(RuntimeError, match="no"):
         runner_of(Broken(), RecordingOps()).launch(StepPlan((row,), 1, 4))
     assert row.request.token_ids == [9, 9, 9, 9, 9, 10]
+
+
+def guessed_row(token: int, *drafts: int) -> ScheduledRow:
+    """A row at this token, the 6th of its request, with these guesses of what comes next."""
+    (row,) = decoding_rows(token)
+    return replace(row, count=1 + len(drafts), drafts=drafts)
+
+
+def test_guesses_are_laid_out_behind_the_newest_token_and_all_of_them_are_judged() -> None:
+    prompt = ScheduledRow(request_with([1, 2, 3], [0]), 0, 3, sample=False)
+    batch = make_batch([guessed_row(10, 11, 12), prompt, *decoding_rows(20)], BLOCK_TOKENS)
+    assert batch.token_ids.tolist() == [10, 11, 12, 1, 2, 3, 20]
+    assert batch.positions.tolist() == [5, 6, 7, 0, 1, 2, 5]
+    assert batch.slots.tolist() == [33, 34, 35, 0, 1, 2, 33]
+    assert (batch.lengths.tolist(), batch.starts.tolist()) == ([8, 3, 6], [0, 3, 6, 7])
+    assert batch.logit_rows.tolist() == [0, 1, 2, 6]
+
+
+@pytest.mark.parametrize(
+    ("drafts", "later"),
+    [
+        ((), ()),
+        ((11, 12, 13), (12, 13, 14)),
+        ((11, 12, 9), (12, 13)),
+        ((11, 9, 10), (12,)),
+        ((9, 10, 11), ()),
+    ],
+)
+def test_guesses_are_taken_up_to_the_first_that_is_wrong(drafts: tuple[int, ...], later: tuple[int, ...]) -> None:
+    model = RepeatingModel()
+    rows = (guessed_row(10, *drafts), guessed_row(20, 21))
+    results = runner_of(model, RecordingOps()).launch(StepPlan(rows, 1)).tokens()
+    assert results == (RowResult(11, later_ids=later), RowResult(21, later_ids=(22,)))
+    assert (len(model.batches), model.decoded) == (1, [])
+    assert [row.request.token_ids for row in rows] == [[9] * 5 + [10], [9] * 5 + [20]]
+
+
+def test_each_guess_is_judged_as_if_those_before_it_had_been_said() -> None:
+    row = guessed_row(10, 11, 12, 13)
+    row.request.params = replace(row.request.params, frequency_penalty=0.9, logit_bias=((12, 1.5),))
+    rows = StepPlan((row, *decoding_rows(20)), 1)
+    results = runner_of(RecordingModel(), RecordingOps()).launch(rows).tokens()
+    alone = []
+    for count in range(4):
+        request = row.request.supposing(row.drafts[:count])
+        step = StepPlan((ScheduledRow(request, 5 + count, 1, sample=True),), 1)
+        alone.append(runner_of(RecordingModel(), RecordingOps()).launch(step).tokens()[0].token_id)
+    assert alone[0] == 12  # the bias moves it
+    assert results[0] == RowResult(alone[0])
+
+
+def test_what_goes_bad_behind_a_right_guess_is_left_to_its_own_step() -> None:
+    class Poisoned(RecordingModel):
+        def forward(self, batch: ForwardBatch, cache: object) -> Tensor:
+            hidden = super().forward(batch, cache)
+            return torch.where(hidden == 12, torch.nan, hidden)
+
+    row = guessed_row(10, 11, 12, 13)
+    assert runner_of(Poisoned(), RecordingOps()).launch(StepPlan((row,), 1)).tokens() == (
+        RowResult(11, later_ids=(12,)),
+    )
+    bad = guessed_row(12, 13)
+    assert runner_of(Poisoned(), RecordingOps()).launch(StepPlan((bad,), 1)).tokens() == (RowResult(NO_ID, NOT_FINITE),)
+
+
+def test_a_row_of_which_something_is_told_may_run_beside_guesses() -> None:
+    (told,) = decoding_rows(20)
+    told.request.report = Report(logprobs=1)
+    results = runner_of(RecordingModel(), RecordingOps()).launch(StepPlan((guessed_row(10, 11), told), 1)).tokens()
+    assert results[0] == RowResult(11, later_ids=(12,))
+    assert results[1].logprobs is not None
+    assert results[1].logprobs.token_id == 21

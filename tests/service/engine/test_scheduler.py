@@ -20,8 +20,9 @@ def scheduler(
     n_threads: int = 8,
     step_ms: float | None = None,
     max_rounds: int = 1,
+    draft_max: int = 0,
 ) -> Scheduler:
-    limits = SchedulerLimits(max_running, n_batch, n_threads, step_ms, max_rounds)
+    limits = SchedulerLimits(max_running, n_batch, n_threads, step_ms, max_rounds, draft_max)
     return Scheduler(BlockPool(num_blocks, BLOCK), limits)
 
 
@@ -45,8 +46,9 @@ def request(
 def carry_out(made: Scheduler, plan: StepPlan) -> dict[str, tuple[int, int]]:
     """Pretend the plan ran, each sampled token being 7; (start, count) of each row."""
     for row in plan.rows:
-        made.commit(row.request, row.count - (plan.rounds - 1))
-        for place in range(plan.rounds if row.sample else 0):
+        made.commit(row.request, plan.num_known(row))
+        assert set(row.drafts) <= {7}, "a wrong guess would end the row before its last token"
+        for place in range(plan.rounds + len(row.drafts) if row.sample else 0):
             if place:
                 made.commit(row.request, 1)
             row.request.append(7)
@@ -405,3 +407,86 @@ def test_nobody_is_preempted_for_rounds_ahead() -> None:
         rounds.append((plan.rounds, len(plan.rows)))
         carry_out(made, plan)
     assert rounds == [(1, 2)] * 4 + [(1, 1)]
+
+
+def guessing(made: Scheduler, *requests: Request, plain_ms: float = 20.0) -> Scheduler:
+    """The scheduler with these requests decoding, each in a run of sevens that it will be taken to go on with."""
+    decoding(made, *requests, round_ms=plain_ms)
+    while any(one.num_generated < 5 for one in requests):
+        guess(made, plain_ms)
+    return made
+
+
+def guess(made: Scheduler, plain_ms: float = 20.0, each_ms: float = 1.0) -> dict[str, int]:
+    """One step, and the guesses of each of its rows."""
+    plan = made.plan()
+    drafts = {row.request.id: len(row.drafts) for row in plan.rows}
+    carry_out(made, plan)
+    made.observe(plan, plain_ms + each_ms * sum(drafts.values()))
+    return drafts
+
+
+def test_what_a_request_repeats_is_guessed_the_longer_the_oftener_it_was_right() -> None:
+    made = guessing(scheduler(draft_max=16), request("a", 3, max_tokens=200))
+    lengths = [guess(made)["a"] for _ in range(8)]
+    assert lengths == sorted(lengths)
+    assert 0 < lengths[0] < lengths[-1] == 16
+
+
+def test_a_row_of_guesses_is_one_token_and_they() -> None:
+    made = guessing(scheduler(draft_max=3), request("a", 3))
+    plan = made.plan()
+    (row,) = plan.rows
+    assert (row.start, row.count, row.drafts) == (row.request.num_computed, 4, (7, 7, 7))
+    assert (plan.num_known(row), plan.rounds, plan.has_drafts, row.sample) == (1, 1, True, True)
+    assert len(row.request.block_ids) * BLOCK >= row.start + row.count
+
+
+def test_guesses_come_before_rounds() -> None:
+    made = guessing(scheduler(draft_max=3, max_rounds=8), request("a", 3), plain_ms=2.0)
+    plan = made.plan()
+    assert (plan.rounds, plan.has_drafts) == (1, True)
+
+
+def test_nobody_guesses_where_it_is_off_or_beside_a_prompt() -> None:
+    made = guessing(scheduler(), request("a", 3))
+    assert not made.plan().has_drafts
+    made = guessing(scheduler(draft_max=4), request("a", 3))
+    made.add(request("b", 40, first=20))
+    assert [guess(made) for _ in range(2)] == [{"a": 0, "b": 0}] * 2
+
+
+def test_no_guess_goes_beyond_what_a_request_may_still_generate() -> None:
+    made = guessing(scheduler(draft_max=16), request("a", 3, max_tokens=12))
+    while made.running:
+        (row,) = made.plan().rows
+        assert row.start + row.count < 3 + 12
+        guess(made)
+
+
+def test_a_request_of_which_something_is_told_is_not_guessed_and_keeps_nobody_else_from_it() -> None:
+    told = request("told", 9, first=20, report=Report(logprobs=0), max_tokens=100)
+    made = guessing(scheduler(draft_max=4), request("a", 3, max_tokens=100), told)
+    guessed = [guess(made) for _ in range(6)]
+    assert any(one["a"] for one in guessed)
+    assert not any(one["told"] for one in guessed)
+
+
+def test_nobody_is_preempted_for_guesses() -> None:
+    requests = [request(id, 7, first=20 * place, max_tokens=30) for place, id in enumerate("ab")]
+    made = guessing(scheduler(num_blocks=12, draft_max=16), *requests)
+    guessed = []
+    while not made.num_preemptions:
+        guessed.append(sum(guess(made).values()))
+    assert any(guessed)
+    assert guessed[-1] == 0
+
+
+def test_a_newcomer_is_measured_with_before_anything_is_guessed() -> None:
+    made = guessing(scheduler(draft_max=8), request("a", 3, max_tokens=200))
+    other = request("b", 3, first=20, max_tokens=200)
+    made.add(other)
+    while not other.is_decoding:
+        guess(made)
+    assert guess(made) == {"a": 0, "b": 0}
+    assert guess(made)["a"] > 0
