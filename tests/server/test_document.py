@@ -25,6 +25,7 @@ CHATS: list[dict[str, Any]] = [
     {"messages": MESSAGES, **SHORT},
     {"messages": MESSAGES, **SHORT, "n": 2, "logprobs": True, "top_logprobs": 2, "return_token_ids": True},
     {"messages": MESSAGES, **SHORT, "prompt_logprobs": 1, "logit_bias": [[5, False], [6, 1.5]], "stop": ["a"]},
+    {"messages": MESSAGES, **SHORT, "prediction": {"type": "content", "content": "Once upon a time"}},
     {"messages": MESSAGES, "seed": 1, "max_tokens": 60, "tools": TOOLS, "tool_choice": "required"},
 ]
 NATIVES: list[dict[str, Any]] = [

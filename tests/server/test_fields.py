@@ -109,6 +109,7 @@ ROWS: Mapping[str, Mapping[str, Row]] = {
         "tools": (GREEDY, TOOLS),
         "tool_choice": ({**GREEDY, "tools": TOOLS}, "required"),
         "parallel_tool_calls": (CALLING, False),
+        "prediction": (GREEDY, {"type": "content", "content": "Once upon a time"}),  # counted in usage
     },
     "/v1/completions": {
         **GENERATION,

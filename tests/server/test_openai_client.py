@@ -33,6 +33,26 @@ def test_a_streamed_chat_with_usage(client: openai.OpenAI) -> None:
     assert chunks[-1].usage is not None
 
 
+def test_a_predicted_output() -> None:
+    text = "def greet(name):\n    return 'Hello, ' + name\n" * 3
+    with (
+        Live(draft_max=8, n_ctx=400, clock=lambda: 0.0) as live,
+        openai.OpenAI(base_url=live.url, api_key="none") as client,
+    ):
+        answer = client.chat.completions.create(
+            model="any",
+            messages=[{"role": "user", "content": text.replace("Hello", "Hallo")}],
+            prediction={"type": "content", "content": text},
+        )
+    assert answer.choices[0].message.content == text.replace("Hello", "Hallo")
+    assert answer.usage is not None
+    details = answer.usage.completion_tokens_details
+    assert details is not None
+    assert details.accepted_prediction_tokens is not None
+    assert details.rejected_prediction_tokens is not None
+    assert details.accepted_prediction_tokens > details.rejected_prediction_tokens > 0
+
+
 def test_our_own_fields_travel_in_extra_body(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="any", messages=MESSAGES, extra_body={"top_k": 5, "n_predict": 3, "repeat_penalty": 1.2}
