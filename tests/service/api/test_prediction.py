@@ -20,7 +20,7 @@ def predicted(content: object, **fields: object) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def guessing() -> Iterator[Client]:
-    """Over an engine that repeats what it is told, and guesses; its clock stands still, so that a guess costs nothing."""
+    """Over an engine that repeats what it is told, and guesses. Its clock stands still, so a guess costs nothing."""
     with Client(draft_max=8, n_ctx=200, clock=lambda: 0.0) as client:
         yield client
 
