@@ -30,10 +30,14 @@ DrawArrays: TypeAlias = tuple[F64, F64, I64, I32, I64, NDArray[np.float32], I32]
 
 def is_drawable(request: Request) -> bool:
     """The fixed chain of sampler.py without grammar and typical_p is all that its tokens ask for."""
-    params = request.params
-    if not request.is_plain or request.matcher is not None or params.typical_p < 1.0:
+    if request.matcher is not None or request.params.typical_p < 1.0:
         return False
-    return params.temperature <= 0.0 or 0 < params.top_k <= MAX_TOP_K
+    return is_ranked(request)
+
+
+def is_ranked(request: Request) -> bool:
+    """The fixed chain of sampler.py is all it asks for, on a bounded number of the likeliest tokens."""
+    return request.is_plain and (request.params.temperature <= 0.0 or 0 < request.params.top_k <= MAX_TOP_K)
 
 
 def num_ahead(request: Request) -> int:
@@ -45,6 +49,13 @@ def num_ahead(request: Request) -> int:
         return 0
     num_left = request.limits.min_tokens - request.num_generated  # then the biases change
     return min(request.limit - request.total, num_left) if num_left > 0 else request.limit - request.total
+
+
+def num_guessable(request: Request) -> int:
+    """So many of its next tokens may be guessed and chosen all at once, the last of them followed by one more."""
+    if request.report.logprobs is not None or not is_ranked(request):
+        return 0
+    return request.limit - request.total - 1
 
 
 def draw_arrays(requests: Sequence[Request], rounds: int = 1) -> DrawArrays:

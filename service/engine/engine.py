@@ -168,8 +168,8 @@ class Engine:
             ready += text
             if stop_kind is not None:
                 return self._finish(live, ready, token_ids[: place + 1], stop_kind)
-            if request.matcher is not None:
-                request.matcher.advance(token_id)
+        if request.matcher is not None:
+            request.matcher.advance(token_ids)
         return self._delta(live, ready, token_ids)
 
     def _read(self, live: Live, token_id: int) -> tuple[str, StopKind | None]:

@@ -5,6 +5,7 @@ Knows no grammar library: `grammar_compiler.py` makes matchers out of grammars.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -42,13 +43,23 @@ class MatcherError(Exception):
 
 
 class Matcher(Protocol):
-    """How far one generation has come in its grammar. Moved on by `advance` alone: looking changes nothing."""
+    """How far one generation has come in its grammar. Moved on by `advance` alone: looking changes nothing, neither
+    here nor `ahead`."""
 
     def mask(self) -> NDArray[np.bool_]:
         """Which tokens may come next, bool [V], at least one: the ids that end a generation where the text may end,
         nothing but them where it must. Raises MatcherError, and then always does."""
         ...
 
-    def advance(self, token_id: int) -> None:
-        """The token, one that the mask allows, is part of the text now."""
+    def forced(self) -> Sequence[int]:
+        """If the grammar leaves one text to go on with, that text as the tokenizer spells it. A mask may allow other
+        spellings. Empty where there is a choice, and where the grammar has failed."""
+        ...
+
+    def ahead(self, token_ids: Sequence[int]) -> Matcher:
+        """Where it would be after these tokens. If they are not allowed, its mask raises."""
+        ...
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        """The tokens, each one that the mask allows after those before it, are part of the text now."""
         ...

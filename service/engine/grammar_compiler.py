@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -155,17 +155,39 @@ class GrammarCompiler:
             raise _refusal(grammar, matcher.get_error())
 
 
+Look: TypeAlias = tuple[NDArray[np.bool_], Sequence[int]]
+"""Which tokens may come next, bool [V], and those that must, as the tokenizer spells them."""
+
+
 class GrammarMatcher:
     """One generation in its grammar; satisfies `Matcher`. After `advance` the next mask is made in the pool at once."""
 
-    def __init__(self, state: LLMatcher, usable: NDArray[np.bool_], pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, state: LLMatcher, usable: NDArray[np.bool_], pool: ThreadPoolExecutor, token_ids: Sequence[int] = ()
+    ) -> None:
         self._state = state
         self._usable = usable
         self._pool = pool
-        self._next: Future[NDArray[np.bool_]] = pool.submit(self._look)
+        self._next: Future[Look] = pool.submit(self._step, token_ids)
         self._failure = ""
 
     def mask(self) -> NDArray[np.bool_]:
+        return self._looked()[0]
+
+    def forced(self) -> Sequence[int]:
+        try:
+            return self._looked()[1]
+        except MatcherError:
+            return ()
+
+    def ahead(self, token_ids: Sequence[int]) -> GrammarMatcher:
+        try:
+            self._looked()  # until then the state is at work
+        except MatcherError:
+            return self
+        return GrammarMatcher(self._state.deep_copy(), self._usable, self._pool, token_ids)
+
+    def _looked(self) -> Look:
         if self._failure:
             raise MatcherError(self._failure)
         try:
@@ -176,20 +198,17 @@ class GrammarMatcher:
             self._failure = f"the grammar cannot go on: {_first_line(str(error))}"
         raise MatcherError(self._failure)
 
-    def advance(self, token_id: int) -> None:
-        self._next = self._pool.submit(self._step, token_id)
+    def advance(self, token_ids: Sequence[int]) -> None:
+        self._next = self._pool.submit(self._step, token_ids)
 
-    def _step(self, token_id: int) -> NDArray[np.bool_]:
-        self._state.consume_token(token_id)
-        return self._look()
-
-    def _look(self) -> NDArray[np.bool_]:
+    def _step(self, token_ids: Sequence[int]) -> Look:
+        self._state.consume_tokens(list(token_ids))
         allowed = _bits(self._state.compute_bitmask(), self._usable)
         if self._state.is_error():
             raise MatcherError(self._state.get_error())
         if not allowed.any():
             raise MatcherError("no token of this model can continue it")
-        return allowed
+        return allowed, self._state.compute_ff_tokens()
 
 
 def roomy_pool(num_threads: int, name: str) -> ThreadPoolExecutor:

@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias
 from service.engine.breakers import Breakers
 from service.engine.errors import EngineError
 from service.engine.grammar import Grammar, Matcher
-from service.engine.lookup import PromptLookup
+from service.engine.guesser import Guesser
 
 UNLIMITED = -1
 SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
@@ -186,7 +186,7 @@ class Request:
     salt: requests of different salts share no cached blocks. mu: Mirostat's surprise limit, in bits. breakers: finds
     the sequence breakers of DRY in its tokens; without it there are none. num_scored: leading tokens of which it has
     been told how likely the prompt's next one was. matcher: how far the output is in its grammar; None where it has
-    none. lookup: what guesses its next tokens; prediction, what its client expects them to be, is in there.
+    none. guesser: what guesses its next tokens; prediction, what its client expects them to be, is in there.
 
     While it lives, 0 <= num_cached <= num_computed < total <= limit; each method below keeps that, or asserts.
     The one exception is the instant at which a prompt with max_tokens = 0 is evaluated: computed == total == limit.
@@ -197,11 +197,11 @@ class Request:
         "block_keys",
         "breakers",
         "choice_index",
+        "guesser",
         "id",
         "is_plain",
         "limit",
         "limits",
-        "lookup",
         "matcher",
         "mu",
         "num_cached",
@@ -238,7 +238,7 @@ class Request:
         self.is_plain = params.is_plain
         self.mu = 2 * params.mirostat_tau
         self.report = report
-        self.lookup = PromptLookup(prediction)
+        self.guesser = Guesser(prediction)
         self.limit = self._most_tokens()
         self.token_ids: list[int] = list(prompt_ids)
         self.num_computed = 0
@@ -311,6 +311,8 @@ class Request:
         """A stand-in that has these tokens, too, to choose the one after them for. It is never scheduled."""
         other = copy(self)
         other.token_ids = [*self.token_ids, *token_ids]
+        if self.matcher is not None and token_ids:
+            other.matcher = self.matcher.ahead(token_ids)
         return other
 
     def rewind(self) -> list[int]:

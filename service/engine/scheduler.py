@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from service.engine.blocks import BlockPool
-from service.engine.draws import num_ahead
+from service.engine.draws import num_ahead, num_guessable
 from service.engine.errors import InvalidParameter
 from service.engine.plan import ScheduledRow, StepPlan
 from service.engine.request import Request
@@ -207,15 +207,15 @@ class Scheduler:
             return []
         if not self._guess_cost.can_pay(len(self.running)):
             return []
-        most = [min(self.limits.draft_max, num_ahead(request) - 1) for request in self.running]
-        hit_rates = []
-        for request in self.running:
-            request.lookup.follow(request.token_ids, len(request.prompt_ids))
-            hit_rates.append(request.lookup.hit_rate if request.lookup.has_guess else None)
+        most = [min(self.limits.draft_max, num_guessable(request)) for request in self.running]
+        hit_rates = [
+            request.guesser.look(request.token_ids, len(request.prompt_ids), request.matcher) if num else None
+            for request, num in zip(self.running, most, strict=True)
+        ]
         lengths = draft_lengths(hit_rates, most, self._guess_cost)
         if not any(lengths):
             return []
-        drafts = [request.lookup.guess(length) for request, length in zip(self.running, lengths, strict=True)]
+        drafts = [request.guesser.guess(length) for request, length in zip(self.running, lengths, strict=True)]
         return drafts if self._have_room([1 + len(guess) for guess in drafts]) else []
 
     def _have_room(self, counts: list[int]) -> bool:

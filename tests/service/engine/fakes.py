@@ -8,7 +8,6 @@ request must agree, whatever happened to them on the way.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -162,9 +161,7 @@ class FakeRunner:
 
         With drafts, as many as are right, and their slots hold them, right or not.
         """
-        request = copy.copy(row.request)
-        request.token_ids = list(request.token_ids)
-        results: list[RowResult] = []
+        request, results = row.request.supposing(()), list[RowResult]()
         for place, draft in enumerate(row.drafts):
             self.slots[self._slot(request, row.start + 1 + place)] = draft
         for place in range(row.count):
@@ -177,8 +174,7 @@ class FakeRunner:
                 results += [] if results else [result]
                 break
             results.append(result)
-            request.advance(1)
-            request.append(result.token_id)
+            request = row.request.supposing([told.token_id for told in results])
         return replace(results[0], later_ids=tuple(result.token_id for result in results[1:]))
 
     def _slot(self, request: Request, position: int) -> int:

@@ -22,7 +22,7 @@ from bitnet_model.ops import CacheDtype, DecodeFunction, DrawFunction, Ops
 from service.engine.blocks import BLOCK_TOKENS, BlockPool
 from service.engine.draws import num_ahead
 from service.engine.engine import Engine
-from service.engine.lookup import PromptLookup
+from service.engine.guesser import Guesser
 from service.engine.plan import Pending, Runner, StepPlan
 from service.engine.request import Delta, FinishReason, Limits, Request, SamplingParams
 from service.engine.runner import ModelRunner
@@ -284,7 +284,7 @@ def test_guesses_right_and_wrong_change_nothing(
     requests = the_requests()
     for request in requests:  # every ninth guess is wrong, or every fifth, or none
         said = alone[request.id]
-        request.lookup = PromptLookup([480 if i % every == every - 1 else id for i, id in enumerate(said)])
+        request.guesser = Guesser([480 if i % every == every - 1 else id for i, id in enumerate(said)])
     whole = run_to_the_end(engine, requests)
     assert {request_id: delta.token_ids for request_id, delta in whole.items()} == alone
     drawable = {request.id for request in requests if num_ahead(request)}
@@ -300,7 +300,7 @@ def test_guesses_in_company_give_each_what_it_says_alone(
     engine = engine_of(setup, num_blocks=num_blocks, draft_max=5, max_rounds=3)
     requests = [request for request in the_requests() if num_ahead(request)]
     for request in requests:
-        request.lookup = PromptLookup([480 if i % 9 == 8 else id for i, id in enumerate(alone[request.id])])
+        request.guesser = Guesser([480 if i % 9 == 8 else id for i, id in enumerate(alone[request.id])])
     tokens = run(engine, [*others(2), *requests])
     assert [tokens[request.id] for request in requests] == [alone[request.id] for request in requests]
     assert engine.stats()["accepted_tokens"] > 0

@@ -45,7 +45,7 @@ def allowed(matcher: GrammarMatcher) -> set[int]:
 def write(matcher: GrammarMatcher, text: str) -> None:
     for byte in text.encode():
         assert byte in allowed(matcher), f"{chr(byte)!r} is not allowed in {text!r}"
-        matcher.advance(byte)
+        matcher.advance([byte])
 
 
 ENDS = {EOS, END}
@@ -87,9 +87,41 @@ def test_no_grammar_allows_padding_or_control_tokens(compiler: GrammarCompiler) 
 def test_looking_changes_nothing_and_matchers_of_one_grammar_are_independent(compiler: GrammarCompiler) -> None:
     first, second = (start(compiler, "regex", "ab|cd") for _ in range(2))
     assert allowed(first) == allowed(first) == {ord("a"), ord("c")}
-    first.advance(ord("a"))
+    first.advance([ord("a")])
     assert allowed(first) == allowed(first) == {ord("b")}
     assert allowed(second) == {ord("a"), ord("c")}
+
+
+def test_what_the_grammar_leaves_no_choice_about_is_forced(compiler: GrammarCompiler) -> None:
+    matcher = start(compiler, "regex", "(ab|cd)efg[xy]")
+    assert list(matcher.forced()) == []
+    matcher.advance([ord("c")])
+    assert bytes(matcher.forced()) == b"defg"
+    matcher.advance(b"defg")
+    assert list(matcher.forced()) == []
+    assert allowed(matcher) == {ord("x"), ord("y")}
+
+
+def test_looking_ahead_changes_nothing_and_goes_on_from_where_it_looks(compiler: GrammarCompiler) -> None:
+    matcher = start(compiler, "regex", "ab(c|d)")
+    further = matcher.ahead(b"ab")
+    assert allowed(further) == {ord("c"), ord("d")}
+    assert allowed(further.ahead(b"c")) == ENDS
+    assert allowed(matcher) == {ord("a")}
+    further.advance(b"d")
+    assert allowed(further) == ENDS
+    assert allowed(matcher) == {ord("a")}
+
+
+def test_looking_behind_what_is_not_allowed_fails_there_alone(compiler: GrammarCompiler) -> None:
+    matcher = start(compiler, "regex", "ab(c|d)")
+    astray = matcher.ahead(b"ax")
+    with pytest.raises(MatcherError):
+        astray.mask()
+    assert list(astray.forced()) == []
+    with pytest.raises(MatcherError):
+        astray.ahead(b"b").mask()
+    assert allowed(matcher.ahead(b"a")) == {ord("b")}
 
 
 def test_white_space_has_one_spelling(compiler: GrammarCompiler) -> None:
@@ -187,7 +219,7 @@ def test_a_hostile_grammar_is_refused_or_runs_within_its_limits(compiler: Gramma
             tokens = allowed(matcher) - ENDS
             if not tokens:
                 break
-            matcher.advance(min(tokens))
+            matcher.advance([min(tokens)])
     except MatcherError as error:
         with pytest.raises(MatcherError, match=re.escape(str(error))):
             matcher.mask()
@@ -212,7 +244,7 @@ def steps_to_failure(matcher: GrammarMatcher) -> int:
             tokens = np.flatnonzero(matcher.mask())
         except MatcherError:
             return step
-        matcher.advance(int(tokens[0]))
+        matcher.advance([int(tokens[0])])
     raise AssertionError("it never fails")
 
 

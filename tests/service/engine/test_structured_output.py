@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +52,12 @@ class Demo:
     tokenizer: Tokenizer
     grammars: GrammarCompiler
 
-    def engine(self, num_blocks: int = 160, max_running: int = 16) -> Engine:
+    def engine(self, num_blocks: int = 160, max_running: int = 16, draft_max: int = 0) -> Engine:
+        """With guesses its clock stands still, so that they are made whatever they cost."""
         runner = ModelRunner(self.model, self.ops, num_blocks=num_blocks, block_tokens=BLOCK_TOKENS, kv_dtype="bf16")
-        return Engine(runner, self.tokenizer, BlockPool(num_blocks), SchedulerLimits(max_running, 512, 2))
+        limits = SchedulerLimits(max_running, 512, 2, draft_max=draft_max)
+        clock = (lambda: 0.0) if draft_max else time.perf_counter
+        return Engine(runner, self.tokenizer, BlockPool(num_blocks), limits, clock)
 
     def request(self, name: str, grammar: Grammar | None, *, max_tokens: int = 150, **params: Any) -> Request:
         matcher = None if grammar is None else self.grammars.submit(grammar).result(20)
@@ -181,6 +185,26 @@ def test_a_step_that_is_run_again_moves_no_grammar(demo: Demo, alone: dict[str, 
     engine.runner = Flaky(engine.runner)
     assert outcome(run(engine, the_requests(demo))) == alone
     assert engine.stats()["rerun_steps"] > 5
+
+
+@pytest.mark.parametrize("draft_max", [1, 16])
+def test_guesses_move_no_grammar(demo: Demo, alone: dict[str, tuple[object, ...]], draft_max: int) -> None:
+    engine = demo.engine(max_running=3, draft_max=draft_max)
+    answers = run(engine, the_requests(demo))
+    assert outcome(answers) == alone
+    assert answers["schema 1.0"].num_accepted > 5
+    stats = engine.stats()
+    assert 0 < stats["accepted_tokens"] < stats["drafted_tokens"]
+
+
+def test_most_of_an_object_is_guessed_from_its_schema(demo: Demo) -> None:
+    keys = [f"the_name_of_key_{number}" for number in range(6)]
+    schema = {"type": "object", "properties": {key: {"type": "boolean"} for key in keys}, "required": keys}
+    engine = demo.engine(draft_max=16)
+    answer = run(engine, [demo.request("keys", of_schema({**schema, "additionalProperties": False}))])["keys"]
+    assert json.loads(answer.text).keys() == set(keys)
+    assert answer.num_accepted > 0.7 * answer.num_generated
+    assert engine.stats()["steps"] < answer.num_generated / 3
 
 
 def test_stop_strings_end_a_constrained_output_too(demo: Demo) -> None:

@@ -31,7 +31,7 @@ def accepts(compiler: GrammarCompiler, use: ToolUse, text: str) -> bool | None:
     for byte in text.encode():
         if not matcher.mask()[byte]:
             return False
-        matcher.advance(byte)
+        matcher.advance([byte])
     return True if matcher.mask()[[EOS, END]].all() else None
 
 
