@@ -100,7 +100,8 @@ def load(settings: Settings) -> Loaded:
         prove(model, partial(trial.run, runner))
         if not trial.is_exact(runner):
             logger.error("this device computes a token by itself and in a prompt differently: answers are not exact")
-    warm_up(runner, max_rows=sizes.max_running, n_ctx=sizes.n_ctx_max, max_tokens=settings.n_batch)
+    most_rows = max(sizes.max_running, 1 + settings.draft_max)  # a guess is drawn as a row of its own
+    warm_up(runner, max_rows=most_rows, n_ctx=sizes.n_ctx_max, max_tokens=settings.n_batch)
     limits = SchedulerLimits(
         sizes.max_running,
         settings.n_batch,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import speculation
 from benchmarks.cpu_model import Sample, cost_of, measure, table_row
 from benchmarks.limits import Limits
 from benchmarks.model_steps import Case, OurSteps
@@ -181,3 +183,27 @@ def test_heads_that_differ_are_found_to_differ_and_equal_ones_are_not() -> None:
         heads = Heads(wing, tables, torch.ones(64), 1e-5)
         found = heads.compare(synthetic_states(weight, generator), 64)
         assert (found["positions"], found["differing"]) == (64, differing)
+
+
+def test_guesses_are_measured_on_the_same_tokens(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    speculation.main(["--prompt", "20", "--generate", "24", "--repeat", "2", "--threads", "1", "--json", str(result)])
+    rows = json.loads(result.read_text())["rows"]
+    assert [(row["answer"], row["wrong"]) for row in rows] == [
+        ("free", None),
+        *(("predicted", share) for share in speculation.WRONG),
+        ("schema", None),
+    ]
+    assert all(row["accepted"] <= row["drafted"] for row in rows)
+    assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_a_share_of_a_prediction_is_wrong() -> None:
+    token_ids = list(range(1000))
+    same = [
+        sum(a == b for a, b in zip(token_ids, speculation.changed(token_ids, share, 4096, 1), strict=True))
+        for share in (0.0, 0.2, 1.0)
+    ]
+    assert same[0] == 1000
+    assert 750 < same[1] < 850
+    assert same[2] < 10
