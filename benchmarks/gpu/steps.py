@@ -38,10 +38,11 @@ TARGETS = {
 }
 PREFILL_TARGET_MS = (15, 10)
 ROUNDS = 8
+GUESSES = (3, 7, 15)
 
 
 def steps(options: Options) -> Iterator[Figure]:
-    """Decode steps at each batch with both caches and in rounds, and 2048 tokens of a prompt."""
+    """Decode steps at each batch with both caches, in rounds and with guesses, and 2048 tokens of a prompt."""
     bench, model = open_bench(options), options.load()
     for dtype in ("bf16", "int8"):
         for num_rows in options.batches:
@@ -49,6 +50,8 @@ def steps(options: Options) -> Iterator[Figure]:
     if model.decode is not None:
         for num_rows in options.batches:
             yield rounds(bench, model, model.decode, num_rows)
+    for count in GUESSES:
+        yield guesses(bench, model, count)
     yield prefill(bench, model)
 
 
@@ -85,6 +88,16 @@ def rounds(bench: Bench, model: Model, decode: DecodeFunction, num_rows: int) ->
     wanted = TARGETS.get(("bf16", num_rows), (None, None)) if is_the_target(model, options) else (None, None)
     bound = num_rows / step_seconds(bench, model, "bf16", "bf16", num_rows)
     return Figure(f"bf16 cache, {ROUNDS} rounds a call, batch {num_rows}", num_rows / taken, "tok/s", bound, *wanted)
+
+
+def guesses(bench: Bench, model: Model, count: int) -> Figure:
+    """One row that checks so many guesses at the end of the context: what it says if all of them are right."""
+    options = bench.options
+    ids = random_ids(1 + count, model.config.vocab_size)
+    batch = batch_of([(ids, options.context - len(ids))], -(-options.context // BLOCK_TOKENS))
+    cache = model.new_cache(batch.block_tables.shape[1], BLOCK_TOKENS, "bf16")
+    taken = bench.seconds(partial(best_tokens, model, batch, cache))
+    return Figure(f"bf16 cache, one row, {count} guesses that are right", len(ids) / taken, "tok/s")
 
 
 def step_seconds(bench: Bench, model: Model, dtype: str, head_dtype: str, num_rows: int) -> float:
