@@ -28,7 +28,7 @@ class PromptLookup:
     hit_rate: how often the guess of the next token was right lately, whether or not it was made use of.
     """
 
-    __slots__ = ("_after", "_next", "_ngram", "_num_before", "_tokens", "hit_rate")
+    __slots__ = ("_after", "_next", "_ngram", "_num_before", "_run", "_tokens", "hit_rate")
 
     def __init__(self, prediction: Sequence[int] = ()) -> None:
         self.hit_rate = FIRST_HIT_RATE
@@ -36,6 +36,7 @@ class PromptLookup:
         self._after: dict[int, int] = {}  # of every n-gram, where in _tokens what followed it last begins
         self._ngram = LAST_NGRAM
         self._next = 0  # where in _tokens the guess begins
+        self._run = 0  # guesses that were right one after the other, up to now
         for token_id in prediction:
             self._append(token_id)
         if prediction:
@@ -57,12 +58,15 @@ class PromptLookup:
         for token_id in token_ids[place:]:
             guess = tokens[self._next]
             found = self._append(token_id)
-            if guess == token_id:
-                self._next += 1
+            if guess == BREAK:
+                self._next, self._run = found, 0
+            elif guess == token_id:
+                self._next, self._run = self._next + 1, self._run + 1
                 self.hit_rate += (1.0 - self.hit_rate) * MEMORY
             else:
-                self._next = found
-                self.hit_rate -= self.hit_rate * MEMORY if guess != BREAK else 0.0
+                # a run of some length is taken to go on behind one other token
+                self._next, self._run = found or (self._next + 1 if self._run >= NGRAM else 0), 0
+                self.hit_rate -= self.hit_rate * MEMORY
 
     def guess(self, most: int) -> tuple[int, ...]:
         """The next tokens, `most` at most. A run that reaches the newest token goes on with itself."""

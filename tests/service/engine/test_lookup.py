@@ -48,6 +48,14 @@ def test_an_answer_begins_as_it_is_predicted_and_returns_to_the_prediction_after
     assert followed(prompt, [10, 99, 12, 13, 14], predicted).guess(9) == (15, 16)
 
 
+def test_a_run_goes_on_behind_one_other_token_and_not_behind_two() -> None:
+    prompt, predicted = [1, 2, 3, 4], (10, 11, 12, 13, 14, 15, 16, 17)
+    assert followed(prompt, [10, 11, 12, 99], predicted).guess(3) == (14, 15, 16)
+    assert followed(prompt, [10, 11, 12, 99, 14], predicted).guess(3) == (15, 16, 17)
+    assert not followed(prompt, [10, 11, 12, 99, 98], predicted).has_guess
+    assert not followed(prompt, [*predicted, 99], predicted).has_guess  # behind its end there is nothing
+
+
 def test_nothing_is_guessed_beyond_a_prediction() -> None:
     made = followed([1, 2], [10, 11, 12], (10, 11, 12))
     assert (made.has_guess, made.guess(3)) == (False, ())
