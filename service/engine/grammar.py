@@ -51,13 +51,15 @@ class Matcher(Protocol):
         nothing but them where it must. Raises MatcherError, and then always does."""
         ...
 
-    def forced(self) -> Sequence[int]:
-        """If the grammar leaves one text to go on with, that text as the tokenizer spells it. A mask may allow other
-        spellings. Empty where there is a choice, and where the grammar has failed."""
+    def forced(self) -> Sequence[int] | None:
+        """If the grammar leaves one text to go on with, that text as the tokenizer spells it; a mask may allow other
+        spellings. Empty where there is a choice; None where looking ahead is not worth it, or the grammar has failed.
+        """
         ...
 
     def ahead(self, token_ids: Sequence[int]) -> Matcher:
-        """Where it would be after these tokens. If they are not allowed, its mask raises."""
+        """Where it would be after these tokens. If they are not allowed, its mask raises. What it looks at counts for
+        the limits of the grammar."""
         ...
 
     def advance(self, token_ids: Sequence[int]) -> None:

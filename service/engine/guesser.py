@@ -30,13 +30,15 @@ class Guesser:
     def look(self, token_ids: Sequence[int], num_prompt: int, matcher: Matcher | None) -> float | None:
         """The chance of a guess of the next token; None without one. `token_ids` are all there are by now, num_prompt
         of the prompt first."""
-        for forced, token_id in zip(self._forced, token_ids[self._forced_at :], strict=False):
-            self.spelling_rate += ((forced == token_id) - self.spelling_rate) * MEMORY
-            if forced != token_id:
+        for expected, token_id in zip(self._forced, token_ids[self._forced_at :], strict=False):
+            self.spelling_rate += ((expected == token_id) - self.spelling_rate) * MEMORY
+            if expected != token_id:
                 break
-        self._forced = () if matcher is None else matcher.forced()
-        self._forced_at = len(token_ids)
+        forced = () if matcher is None else matcher.forced()
+        self._forced, self._forced_at = forced or (), len(token_ids)
         self._lookup.follow(token_ids, num_prompt)
+        if forced is None:
+            return None
         if self._forced:
             return self.spelling_rate
         return self._lookup.hit_rate if self._lookup.has_guess else None

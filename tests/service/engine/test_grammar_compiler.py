@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from service.engine import grammar_compiler
 from service.engine.errors import GrammarsBusy, InvalidParameter
 from service.engine.grammar import Grammar, GrammarKind, MatcherError
 from service.engine.grammar_compiler import MAX_GRAMMAR_BYTES, MAX_LIVE_BYTES, GrammarCompiler, GrammarMatcher
@@ -94,12 +95,21 @@ def test_looking_changes_nothing_and_matchers_of_one_grammar_are_independent(com
 
 def test_what_the_grammar_leaves_no_choice_about_is_forced(compiler: GrammarCompiler) -> None:
     matcher = start(compiler, "regex", "(ab|cd)efg[xy]")
-    assert list(matcher.forced()) == []
+    assert matcher.forced() == []
     matcher.advance([ord("c")])
-    assert bytes(matcher.forced()) == b"defg"
+    assert matcher.forced() == [*b"defg"]
     matcher.advance(b"defg")
-    assert list(matcher.forced()) == []
+    assert matcher.forced() == []
     assert allowed(matcher) == {ord("x"), ord("y")}
+
+
+def test_nobody_looks_ahead_after_a_slow_step(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    matcher = start(compiler, "regex", "abcdef")
+    assert matcher.forced() == [*b"abcdef"]
+    monkeypatch.setattr(grammar_compiler, "QUICK_STEP_S", 0.0)
+    matcher.advance(b"a")
+    assert matcher.forced() is None
+    assert allowed(matcher) == {ord("b")}
 
 
 def test_looking_ahead_changes_nothing_and_goes_on_from_where_it_looks(compiler: GrammarCompiler) -> None:
@@ -118,7 +128,7 @@ def test_looking_behind_what_is_not_allowed_fails_there_alone(compiler: GrammarC
     astray = matcher.ahead(b"ax")
     with pytest.raises(MatcherError):
         astray.mask()
-    assert list(astray.forced()) == []
+    assert astray.forced() is None
     with pytest.raises(MatcherError):
         astray.ahead(b"b").mask()
     assert allowed(matcher.ahead(b"a")) == {ord("b")}

@@ -15,13 +15,13 @@ PROMPT = [1, 2, 3, 4, 5, 1, 2, 3]  # after which 4 is looked up
 class Leaves:
     """A grammar that leaves these tokens, whatever comes."""
 
-    def __init__(self, *forced: int) -> None:
-        self._forced = forced
+    def __init__(self, *forced: int, is_slow: bool = False) -> None:
+        self._forced = None if is_slow else forced
 
     def mask(self) -> NDArray[np.bool_]:
         raise NotImplementedError
 
-    def forced(self) -> Sequence[int]:
+    def forced(self) -> Sequence[int] | None:
         return self._forced
 
     def ahead(self, token_ids: Sequence[int]) -> Leaves:
@@ -45,6 +45,12 @@ def test_what_a_grammar_leaves_comes_first_and_where_it_leaves_a_choice_the_look
     assert made.guess(2) == (30, 31)
     assert made.look(PROMPT, 8, Leaves()) == FIRST_HIT_RATE
     assert made.guess(2) == (4, 5)
+
+
+def test_nothing_is_guessed_where_the_grammar_is_slow() -> None:
+    made = Guesser()
+    assert made.look(PROMPT, 8, Leaves(is_slow=True)) is None
+    assert made.look(PROMPT, 8, Leaves()) == FIRST_HIT_RATE
 
 
 def test_a_prediction_is_where_the_answer_begins() -> None:
