@@ -205,14 +205,15 @@ class Scheduler:
         """Guesses to compute in the next step, of each running request; none at all unless everybody decodes."""
         if not self.limits.draft_max or not all(request.is_decoding for request in self.running):
             return []
-        if not self._guess_cost.can_pay(len(self.running)):
+        ratios = self._guess_cost.ratios(len(self.running))
+        if not ratios:
             return []
         most = [min(self.limits.draft_max, num_guessable(request)) for request in self.running]
         hit_rates = [
             request.guesser.look(request.token_ids, len(request.prompt_ids), request.matcher) if num else None
             for request, num in zip(self.running, most, strict=True)
         ]
-        lengths = draft_lengths(hit_rates, most, self._guess_cost)
+        lengths = draft_lengths(hit_rates, most, ratios)
         if not any(lengths):
             return []
         drafts = [request.guesser.guess(length) for request, length in zip(self.running, lengths, strict=True)]

@@ -1,8 +1,9 @@
 """How many guessed tokens are computed beside the newest ones, in steps of nothing but decoding.
 
-Checking a guess costs what one more token in a step costs, and a right one saves a step. Both are measured: what steps
-take with guesses and without (GuessCost), and how often a request's guesses were right lately (PromptLookup.hit_rate).
-Tokens are the same with any choice made here, so it may follow the clock.
+A right guess saves a step, and checking one costs what one more token in a step costs. That is learnt from the steps
+themselves: on a CPU, the second token of a step is nearly free, and from the eighth on each costs a fifth of a step of
+one. How often a request's guesses were right lately is theirs to tell (guesser.py). Tokens are the same with any choice
+made here, so it may follow the clock.
 
 Knows no tokens, no blocks and no tensors.
 """
@@ -10,61 +11,110 @@ Knows no tokens, no blocks and no tensors.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Sequence
 
-USUAL_SHARE = 0.2
+MOST = 64
+"""Guesses in one step, of all its rows together."""
+USUAL_SHARE = 0.1
 """Of a step's time, what one guess is taken to add before any was made."""
 NEWEST = 0.25
-"""Weight of the last step with guesses in what one adds."""
-OPTIMISM = 0.998
-"""Each step without guesses makes them cheaper by this, so that they are tried again some time."""
+"""Weight of the last step of its kind."""
+OPTIMISM, OPTIMISM_STEPS = 0.9, 64
+"""What guesses add counts for less after so many steps without any, so that they are tried again some time."""
 SLOWER_FOR_OTHERS = 1.25
 """A step of several requests becomes at most so much longer by guesses."""
 
 
+class Curve:
+    """How much longer than without guesses a step of some number of rows takes, by its number of guesses.
+
+    Between the numbers that were seen it is straight; beyond the largest it goes on as it came there.
+    """
+
+    def __init__(self, plain_ms: float) -> None:
+        self._plain_ms = plain_ms
+        self._num_plain = 0
+        self._seen: dict[int, float] = {0: 1.0}
+        self._ratios: list[float] | None = None
+
+    def observe(self, num_guesses: int, elapsed_ms: float) -> None:
+        if num_guesses:
+            ratio = max(1.0, elapsed_ms / self._plain_ms)
+            known = self._seen.setdefault(num_guesses, ratio)
+            self._seen[num_guesses] = known + (ratio - known) * NEWEST
+            self._ratios = None
+            return
+        self._plain_ms += (elapsed_ms - self._plain_ms) * NEWEST
+        self._num_plain += 1
+        if self._num_plain % OPTIMISM_STEPS == 0:
+            self._seen = {count: 1.0 + (ratio - 1.0) * OPTIMISM for count, ratio in self._seen.items()}
+            self._ratios = None
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of 0 .. MOST guesses."""
+        if self._ratios is None:
+            counts = sorted(self._seen)
+            self._ratios = [self._ratio(count, counts) for count in range(MOST + 1)]
+        return self._ratios
+
+    def _ratio(self, count: int, counts: Sequence[int]) -> float:
+        place = bisect_right(counts, count)
+        below = counts[place - 1]
+        if place < len(counts):
+            above = counts[place]
+            slope = (self._seen[above] - self._seen[below]) / (above - below)
+        else:
+            slope = (self._seen[below] - 1.0) / below if below else USUAL_SHARE
+        return self._seen[below] + (count - below) * slope
+
+
 class GuessCost:
-    """Milliseconds of a step without guesses, plain_ms, and what each guess adds, each_ms."""
+    """The curves of all numbers of rows."""
 
     def __init__(self) -> None:
-        self.plain_ms = self.each_ms = 0.0
-        self._num_rows = 0
+        self._curves: dict[int, Curve] = {}
 
     def observe(self, num_rows: int, num_guesses: int, elapsed_ms: float) -> None:
         """A step took so long."""
-        if num_guesses:
-            each_ms = max(0.0, elapsed_ms - self.plain_ms) / num_guesses
-            self.each_ms += (each_ms - self.each_ms) * NEWEST
-            return
-        self.plain_ms = (self.plain_ms + elapsed_ms) / 2 if num_rows == self._num_rows else elapsed_ms
-        self.each_ms = self.each_ms * OPTIMISM if self._num_rows else elapsed_ms * USUAL_SHARE
-        self._num_rows = num_rows
+        if num_rows in self._curves:
+            self._curves[num_rows].observe(num_guesses, elapsed_ms)
+        elif not num_guesses:
+            self._curves[num_rows] = Curve(elapsed_ms)
 
-    def can_pay(self, num_rows: int) -> bool:
-        """In a step of so many rows a guess that is sure to be right is worth its time; False where no such step was
-        seen last."""
-        return num_rows == self._num_rows and self.each_ms * num_rows < self.plain_ms
+    def ratios(self, num_rows: int) -> list[float]:
+        """How much longer a step of so many rows takes with 0, 1, ... guesses, as far as any could be worth it; nothing
+        where no such step was seen, or where not even guesses that are all right are worth their time."""
+        if num_rows not in self._curves:
+            return []
+        ratios = self._curves[num_rows].ratios
+        if num_rows > 1:
+            ratios = ratios[: bisect_right(ratios, SLOWER_FOR_OTHERS)]
+        is_worth_it = any(num_rows + count > num_rows * ratio for count, ratio in enumerate(ratios))
+        return ratios if is_worth_it else []
 
 
-def draft_lengths(hit_rates: Sequence[float | None], most: Sequence[int], cost: GuessCost) -> list[int]:
-    """How many guesses each row of a step is to check: as long as one more makes it say more tokens a millisecond.
+def draft_lengths(hit_rates: Sequence[float | None], most: Sequence[int], ratios: Sequence[float]) -> list[int]:
+    """How many guesses each row of a step is to check, so that it says most tokens a millisecond.
 
     hit_rates: None for a row without a guess; most: of each row. The k-th guess of a row is right with all before it,
-    so with a chance of hit_rate ** k.
+    so with a chance of hit_rate ** k. ratios: as of GuessCost.
     """
-    num_rows = len(hit_rates)
-    lengths = [0] * num_rows
-    says, takes = float(num_rows), cost.plain_ms
-    longest = takes * SLOWER_FOR_OTHERS if num_rows > 1 else float("inf")
-    chances = [(-rate, row) for row, rate in enumerate(hit_rates) if rate is not None and most[row] > 0]
+    lengths, best = [0] * len(hit_rates), [0] * len(hit_rates)
+    says = fastest = float(len(hit_rates))
+    chances = [(-rate, 0, row) for row, rate in enumerate(hit_rates) if rate is not None and most[row] > 0]
     heapq.heapify(chances)
-    while chances and takes + cost.each_ms <= longest:
-        chance, row = -chances[0][0], chances[0][1]
-        if chance * takes <= says * cost.each_ms:
+    for ratio in ratios[1:]:
+        if not chances:
             break
-        says, takes = says + chance, takes + cost.each_ms
+        chance, row = -chances[0][0], chances[0][2]
+        says += chance
         lengths[row] += 1
+        if says > fastest * ratio:
+            fastest, best = says / ratio, lengths.copy()
         if lengths[row] < most[row]:
-            heapq.heapreplace(chances, (-chance * (hit_rates[row] or 0.0), row))
+            heapq.heapreplace(chances, (-chance * (hit_rates[row] or 0.0), lengths[row], row))
         else:
             heapq.heappop(chances)
-    return lengths
+    return best

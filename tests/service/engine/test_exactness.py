@@ -20,7 +20,7 @@ from bitnet_model.checkpoint import load_model
 from bitnet_model.model import Model
 from bitnet_model.ops import CacheDtype, DecodeFunction, DrawFunction, Ops
 from service.engine.blocks import BLOCK_TOKENS, BlockPool
-from service.engine.draws import num_ahead
+from service.engine.draws import num_ahead, num_guessable
 from service.engine.engine import Engine
 from service.engine.guesser import Guesser
 from service.engine.plan import Pending, Runner, StepPlan
@@ -285,12 +285,13 @@ def test_guesses_right_and_wrong_change_nothing(
     for request in requests:  # every ninth guess is wrong, or every fifth, or none
         said = alone[request.id]
         request.guesser = Guesser([480 if i % every == every - 1 else id for i, id in enumerate(said)])
+    guessable = {request.id for request in requests if num_guessable(request)}
     whole = run_to_the_end(engine, requests)
     assert {request_id: delta.token_ids for request_id, delta in whole.items()} == alone
-    drawable = {request.id for request in requests if num_ahead(request)}
+    assert len(guessable) == 3
     for request_id, delta in whole.items():
-        assert (delta.num_accepted > 5) == (request_id in drawable)
-        assert (delta.num_accepted < delta.num_drafted) == (request_id in drawable and every < NUM_NEW)
+        assert (delta.num_accepted > 5) == (request_id in guessable)
+        assert (delta.num_accepted < delta.num_drafted) == (request_id in guessable and every < NUM_NEW)
 
 
 @pytest.mark.parametrize("num_blocks", [6, 80])
