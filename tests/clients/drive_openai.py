@@ -77,6 +77,23 @@ def test_the_clients_own_reader_of_streams_puts_the_answer_together(client: open
     assert whole.choices[0].message.content == client.chat.completions.create(**ask).choices[0].message.content
 
 
+def test_a_predicted_output_is_the_plain_one(client: openai.OpenAI) -> None:
+    plain = greedy(client)
+    answer = client.chat.completions.create(
+        model="any",
+        messages=MESSAGES,
+        temperature=0,
+        max_tokens=MAX_TOKENS,
+        prediction={"type": "content", "content": plain.replace("a", "o")},
+    )
+    assert answer.choices[0].message.content == plain
+    assert answer.usage is not None
+    details = answer.usage.completion_tokens_details
+    assert details is not None
+    assert details.accepted_prediction_tokens is not None
+    assert details.rejected_prediction_tokens is not None
+
+
 def test_a_plain_and_a_streamed_completion(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="any", prompt=QUESTION, temperature=0, max_tokens=MAX_TOKENS)
     stream = client.completions.create(model="any", prompt=QUESTION, temperature=0, max_tokens=MAX_TOKENS, stream=True)
