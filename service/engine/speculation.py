@@ -40,7 +40,8 @@ class Curve:
 
     def observe(self, num_guesses: int, elapsed_ms: float) -> None:
         if num_guesses:
-            ratio = max(1.0, elapsed_ms / self._plain_ms)
+            # as many steps without any are the most that they can cost: a first one may have waited for a compiler
+            ratio = min(max(1.0, elapsed_ms / self._plain_ms), 1.0 + num_guesses)
             known = self._seen.setdefault(num_guesses, ratio)
             self._seen[num_guesses] = known + (ratio - known) * NEWEST
             self._ratios = None

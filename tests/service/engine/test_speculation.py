@@ -80,7 +80,16 @@ def test_where_no_guess_can_be_worth_its_time_none_is_made_until_that_is_forgott
     while not made.ratios(1):
         made.observe(1, 0, 10.0)
         num_steps += 1
-    assert OPTIMISM_STEPS <= num_steps < 10 * OPTIMISM_STEPS
+    assert 0 < num_steps <= OPTIMISM_STEPS
+
+
+def test_a_step_that_stood_still_is_soon_forgotten() -> None:
+    made = cost_of(1, {0: 10.0})
+    made.observe(1, 4, 1e6)
+    assert made.ratios(1) == []
+    for _ in range(OPTIMISM_STEPS):
+        made.observe(1, 0, 10.0)
+    assert made.ratios(1)[4] == pytest.approx(4.6)
 
 
 def test_a_step_that_was_faster_with_guesses_counts_as_one_without() -> None:
