@@ -20,7 +20,7 @@ USUAL_SHARE = 0.1
 """Of a step's time, what one guess is taken to add before any was made."""
 NEWEST = 0.25
 """Weight of the last step of its kind."""
-OPTIMISM, OPTIMISM_STEPS = 0.9, 64
+OPTIMISM, OPTIMISM_STEPS = 0.9, 256
 """What guesses add counts for less after so many steps without any, so that they are tried again some time."""
 SLOWER_FOR_OTHERS = 1.25
 """A step of several requests becomes at most so much longer by guesses."""
@@ -32,7 +32,8 @@ class Curve:
     Between the numbers that were seen it is straight; beyond the largest it goes on as it came there.
     """
 
-    def __init__(self, plain_ms: float) -> None:
+    def __init__(self, num_rows: int, plain_ms: float) -> None:
+        self._num_rows = num_rows
         self._plain_ms = plain_ms
         self._num_plain = 0
         self._seen: dict[int, float] = {0: 1.0}
@@ -54,10 +55,15 @@ class Curve:
 
     @property
     def ratios(self) -> list[float]:
-        """Of 0 .. MOST guesses."""
+        """Of 0, 1, ... guesses, as far as any could be worth it; none where not even guesses that are all right are."""
         if self._ratios is None:
             counts = sorted(self._seen)
-            self._ratios = [self._ratio(count, counts) for count in range(MOST + 1)]
+            ratios = [self._ratio(count, counts) for count in range(MOST + 1)]
+            if self._num_rows > 1:
+                ratios = ratios[: bisect_right(ratios, SLOWER_FOR_OTHERS)]
+            rows = self._num_rows
+            is_worth_it = any(rows + count > rows * ratio for count, ratio in enumerate(ratios))
+            self._ratios = ratios if is_worth_it else []
         return self._ratios
 
     def _ratio(self, count: int, counts: Sequence[int]) -> float:
@@ -82,18 +88,11 @@ class GuessCost:
         if num_rows in self._curves:
             self._curves[num_rows].observe(num_guesses, elapsed_ms)
         elif not num_guesses:
-            self._curves[num_rows] = Curve(elapsed_ms)
+            self._curves[num_rows] = Curve(num_rows, elapsed_ms)
 
     def ratios(self, num_rows: int) -> list[float]:
-        """How much longer a step of so many rows takes with 0, 1, ... guesses, as far as any could be worth it; nothing
-        where no such step was seen, or where not even guesses that are all right are worth their time."""
-        if num_rows not in self._curves:
-            return []
-        ratios = self._curves[num_rows].ratios
-        if num_rows > 1:
-            ratios = ratios[: bisect_right(ratios, SLOWER_FOR_OTHERS)]
-        is_worth_it = any(num_rows + count > num_rows * ratio for count, ratio in enumerate(ratios))
-        return ratios if is_worth_it else []
+        """Those of a step of so many rows; none where no such step was seen."""
+        return self._curves[num_rows].ratios if num_rows in self._curves else []
 
 
 def draft_lengths(hit_rates: Sequence[float | None], most: Sequence[int], ratios: Sequence[float]) -> list[int]:
