@@ -51,7 +51,8 @@ def steps(options: Options) -> Iterator[Figure]:
         for num_rows in options.batches:
             yield rounds(bench, model, model.decode, num_rows)
     for count in GUESSES:
-        yield guesses(bench, model, count)
+        if count < options.context:
+            yield guesses(bench, model, count)
     yield prefill(bench, model)
 
 

@@ -39,3 +39,5 @@ def test_rounds_are_timed_where_they_are_recorded(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Options, "load", lambda self: recorded)
     cases = {figure.case: figure.value for figure in steps(options)}
     assert cases["bf16 cache, 8 rounds a call, batch 2"] > 0
+    assert cases["bf16 cache, one row, 7 guesses that are right"] > 0
+    assert "bf16 cache, one row, 15 guesses that are right" not in cases  # more than the context has room for
