@@ -19,11 +19,12 @@ FIRST_SPELLING_RATE = 0.9
 class Guesser:
     """The guesses of one request: `look` at it, then `guess`. prediction: the tokens its client expects it to say."""
 
-    __slots__ = ("_forced", "_forced_at", "_lookup", "spelling_rate")
+    __slots__ = ("_forced", "_forced_at", "_lookup", "_prediction", "spelling_rate")
 
     def __init__(self, prediction: Sequence[int] = ()) -> None:
         self.spelling_rate = FIRST_SPELLING_RATE
-        self._lookup = PromptLookup(prediction)
+        self._prediction = prediction
+        self._lookup: PromptLookup | None = None  # made by the engine's thread: requests are made on the event loop
         self._forced: Sequence[int] = ()
         self._forced_at = 0
 
@@ -36,6 +37,8 @@ class Guesser:
                 break
         forced = () if matcher is None else matcher.forced()
         self._forced, self._forced_at = forced or (), len(token_ids)
+        if self._lookup is None:
+            self._lookup = PromptLookup(self._prediction)
         self._lookup.follow(token_ids, num_prompt)
         if forced is None:
             return None
@@ -45,4 +48,6 @@ class Guesser:
 
     def guess(self, most: int) -> tuple[int, ...]:
         """The next tokens, `most` at most."""
-        return tuple(self._forced[:most]) or self._lookup.guess(most)
+        if self._forced:
+            return tuple(self._forced[:most])
+        return self._lookup.guess(most) if self._lookup is not None else ()

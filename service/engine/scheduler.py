@@ -105,10 +105,11 @@ class Scheduler:
         """The next step; without rows when there is nothing to do. Blocks for its rows are in place, and stay so until
         the next call to a method of this scheduler."""
         self._admit()
-        drafts = self._drafts()
-        rounds = 1 if drafts else self._num_rounds()
-        if drafts or rounds > 1:
-            return self._plan_decoding(rounds, drafts)
+        if all(request.is_decoding for request in self.running):
+            drafts = self._drafts()
+            rounds = 1 if drafts else self._num_rounds()
+            if drafts or rounds > 1:
+                return self._plan_decoding(rounds, drafts)
         for request in self.running:
             self._adopt(request)
         counts = self._share_out()
@@ -187,12 +188,8 @@ class Scheduler:
         return held
 
     def _num_rounds(self) -> int:
-        """Rounds of the next step; more than one only where everybody decodes, and nobody is preempted for it."""
-        if (
-            self.limits.max_rounds == 1
-            or not self._round_ms
-            or not all(request.is_decoding for request in self.running)
-        ):
+        """Rounds of the next step, in which everybody decodes; no more than one if somebody were preempted for it."""
+        if self.limits.max_rounds == 1 or not self._round_ms:
             return 1
         rounds = min(self.limits.max_rounds, int(AHEAD_MS / self._round_ms))
         for request in self.running:
@@ -202,11 +199,9 @@ class Scheduler:
         return rounds if self._have_room([rounds] * len(self.running)) else 1
 
     def _drafts(self) -> list[tuple[int, ...]]:
-        """Guesses to compute in the next step, of each running request; none at all unless everybody decodes."""
-        if not self.limits.draft_max or not all(request.is_decoding for request in self.running):
-            return []
+        """Guesses to compute in the next step, in which everybody decodes, of each running request; or none at all."""
         ratios = self._guess_cost.ratios(len(self.running))
-        if not ratios:
+        if not self.limits.draft_max or not ratios:
             return []
         most = [min(self.limits.draft_max, num_guessable(request)) for request in self.running]
         hit_rates = [

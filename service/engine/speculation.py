@@ -40,6 +40,7 @@ class Curve:
         self._ratios: list[float] | None = None
 
     def observe(self, num_guesses: int, elapsed_ms: float) -> None:
+        """A step with so many guesses took so long."""
         if num_guesses:
             # as many steps without any are the most that they can cost: a first one may have waited for a compiler
             ratio = min(max(1.0, elapsed_ms / self._plain_ms), 1.0 + num_guesses)
